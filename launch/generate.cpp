@@ -1,0 +1,119 @@
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <numeric>
+#include <optional>
+
+#include "launch/inference.h"
+#include "runtime/random.h"
+
+namespace supra {
+namespace {
+
+constexpr int64_t read_at_once = 256;  // prompt tokens: enough to fill the chunks of linear attention
+
+struct GenerateOptions {
+  InferenceOptions inference;
+  std::string prompt;
+  int64_t count = 50;
+  double temperature = 1;
+  double top_p = 1;
+  int64_t seed = 0;
+  std::optional<int64_t> stop;
+};
+
+std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
+  std::vector<int32_t> tokens;
+  for (const char *p = text.data(), *end = p + text.size(); p != end;) {
+    int32_t id = 0;
+    const auto [next, error] = std::from_chars(p, end, id);
+    if (error != std::errc() || (next != end && *next != ',') || next + 1 == end) {
+      fail_input("--prompt-tokens must be ids joined by commas, as in 1,2,3; got '{}'", text);
+    }
+    if (id < 0 || id >= vocabulary) {
+      fail_input("prompt token {} is outside the model's vocabulary of {}", id, vocabulary);
+    }
+    tokens.push_back(id);
+    p = next == end ? end : next + 1;
+  }
+  if (tokens.empty()) fail_input("--prompt-tokens is empty; give at least one token id");
+  return tokens;
+}
+
+/// Draws from softmax(logits / temperature), cut to the fewest tokens whose probability reaches top_p;
+/// temperature 0 takes the likeliest.
+int32_t sample(const std::vector<float>& logits, double temperature, double top_p, double uniform) {
+  const auto likeliest = std::max_element(logits.begin(), logits.end());
+  if (temperature <= 0) return static_cast<int32_t>(likeliest - logits.begin());
+  std::vector<double> p(logits.size());
+  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - *likeliest) / temperature);
+  const double total = std::accumulate(p.begin(), p.end(), 0.0);
+  std::vector<int32_t> order(p.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto probability = [&](int32_t i) { return p[static_cast<size_t>(i)]; };
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return probability(a) != probability(b) ? probability(a) > probability(b) : a < b;
+  });
+  double kept = 0;
+  size_t n = 0;
+  while (n < order.size() && (n == 0 || kept < top_p * total)) kept += probability(order[n++]);
+  double left = uniform * kept;
+  for (size_t i = 0; i < n; ++i) {
+    left -= probability(order[i]);
+    if (left < 0) return order[i];
+  }
+  return order[n - 1];
+}
+
+ExitCode run_generate(const GenerateOptions& o) {
+  RecurrentInference inference(o.inference, 1, read_at_once);
+  RecurrentModel& model = inference.model();
+  const std::vector<int32_t> prompt = parse_tokens(o.prompt, inference.config().vocabulary);
+  const auto length = static_cast<int64_t>(prompt.size());
+  for (int64_t at = 0; at < length; at += read_at_once) {
+    model.read(prompt.data() + at, std::min(read_at_once, length - at));
+  }
+  const RandomStream random(static_cast<uint64_t>(o.seed), "generate");
+  std::vector<float> logits(static_cast<size_t>(inference.config().vocabulary));
+  for (int64_t i = 0; i < o.count; ++i) {
+    model.next_logits(logits.data());
+    const int32_t token =
+        sample(logits, o.temperature, o.top_p, random.uniform(static_cast<uint64_t>(i)));
+    if (o.stop && token == *o.stop) break;
+    fmt::print("{}\n", token);
+    std::fflush(stdout);
+    if (i + 1 < o.count) model.read(&token, 1);
+  }
+  return ExitCode::done;
+}
+
+}  // namespace
+
+void add_generate_command(CLI::App& app, Action& action) {
+  const auto o = std::make_shared<GenerateOptions>();
+  CLI::App* command = app.add_subcommand(
+      "generate", "Continue a prompt in recurrent form: prints one token id a line, as they come.");
+  command->add_option("MODEL.h5", o->inference.model, "Model file, checkpoint folder or index.h5")
+      ->required();
+  command->add_option("--prompt-tokens", o->prompt, "Token ids joined by commas")->required();
+  command->add_option("-n,--count", o->count, "Tokens to generate")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--temperature", o->temperature, "0: always the likeliest token")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--top-p", o->top_p, "Draw from the likeliest tokens that make up this much")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", o->seed, "The same seed draws the same tokens")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--stop-token", o->stop, "End before this token");
+  add_inference_options(*command, o->inference);
+  command->callback([o, &action] { action = [o] { return run_generate(*o); }; });
+}
+
+}  // namespace supra

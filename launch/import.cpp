@@ -1,0 +1,53 @@
+#include <cstdio>
+#include <memory>
+
+#include "launch/commands.h"
+#include "launch/progress.h"
+#include "launch/run_log.h"
+#include "model/hf_import.h"
+
+namespace supra {
+namespace {
+
+struct ImportOptions {
+  std::string folder, output;
+  bool force = false;
+};
+
+ExitCode run_import(const ImportOptions& options) {
+  const bool interactive = find_terminal().interactive;
+  int64_t shown = -1;
+  const auto progress = [&](int64_t done, int64_t total) {
+    const int64_t percent = done * 100 / total;
+    if (!interactive || percent == shown) return;
+    shown = percent;
+    fmt::print("\rimporting {:3}%", percent);
+    std::fflush(stdout);
+  };
+  const ImportSummary summary = import_hf(options.folder, options.output, options.force, progress);
+  if (interactive) fmt::print("\r\x1b[K");
+  const ModelConfig& c = summary.config;
+  fmt::print("{}: {}, {} layers, width {}, {} heads ({} kv), {} parameters, {}, {}\n",
+             options.output, c.family, c.layers, c.width, c.heads, c.kv_heads, summary.parameters,
+             name_of(summary.dtype),
+             format_bytes(static_cast<size_t>(summary.parameters) * size_of(summary.dtype)));
+  return ExitCode::done;
+}
+
+}  // namespace
+
+void add_import_command(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<ImportOptions>();
+  CLI::App* command = app.add_subcommand(
+      "import", "Turn a Hugging Face folder (Llama or Mistral, safetensors) into a model file.");
+  command
+      ->add_option("HF_DIR", options->folder,
+                   "Folder with config.json and model.safetensors, "
+                   "or its shards with model.safetensors.index.json")
+      ->required();
+  command->add_option("MODEL.h5", options->output, "The model file to write")->required();
+  command->add_flag("--force", options->force, "Replace MODEL.h5 if it exists");
+  command->callback([options, &action] { action = [options] { return run_import(*options); }; });
+}
+
+}  // namespace supra

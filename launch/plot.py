@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Plots one or several runs: loss, learning rate, gradient norm and speed against tokens seen."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+# Okabe and Ito's palette, told apart with any kind of colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+class InputError(Exception):
+    """Something a person can mend."""
+
+
+class Run:
+    """The metrics of one run folder. Where a run was resumed, the later line of a step counts; a
+    last line without its end belongs to a run that was killed while writing it."""
+
+    def __init__(self, folder: Path):
+        path = folder / "metrics.jsonl"
+        if not path.is_file():
+            raise InputError(f"{folder} is no run folder: it has no metrics.jsonl")
+        self.name = folder.resolve().name
+        self._train: dict[int, dict[str, Any]] = {}
+        self._validation: dict[int, dict[str, Any]] = {}
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                part = self._validation if "validation_loss" in record else self._train
+                part[record["step"]] = record
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{path}, line {number} is no line of metrics: {error}") from error
+        if not self._train and not self._validation:
+            raise InputError(f"{path} is empty: the run has made no step")
+
+    def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens seen and the value there, in the order of steps."""
+        part = self._validation if key == "validation_loss" else self._train
+        records = [part[step] for step in sorted(part) if key in part[step]]
+        tokens = np.array([r.get("tokens", r["step"]) for r in records], dtype=float)
+        return tokens, np.array([r[key] for r in records], dtype=float)
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """A centred Gaussian average, a sixtieth of the run wide; at the ends over what is there."""
+    sigma = max(len(values) / 60, 0.1)
+    reach = int(3 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weight = np.convolve(np.ones_like(values), kernel, mode="same")
+    return np.convolve(values, kernel, mode="same") / weight
+
+
+def plot_loss(axes: Axes, run: Run, colour: str) -> None:
+    tokens, loss = run.curve("loss")
+    axes.plot(tokens, loss, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(tokens, smoothed(loss), color=colour, linewidth=1.8, label=f"{run.name}, training")
+    tokens, loss = run.curve("validation_loss")
+    if len(tokens):
+        label = f"{run.name}, validation"
+        style = {"marker": "o", "markersize": 5, "markeredgecolor": "white", "linestyle": "--"}
+        axes.plot(tokens, loss, color=colour, linewidth=1, label=label, **style)
+
+
+def label(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_xlabel("tokens seen")
+    axes.set_ylabel(unit)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot(runs: list[Run], out: Path) -> None:
+    figure = plt.figure(figsize=(10, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1.6, 1))
+    loss = figure.add_subplot(grid[0, :])
+    small = [figure.add_subplot(grid[1, i]) for i in range(3)]
+    keys = ("lr", "grad_norm", "tokens_per_second")
+    for i, run in enumerate(runs):
+        colour = COLOURS[i % len(COLOURS)]
+        plot_loss(loss, run, colour)
+        for axes, key in zip(small, keys, strict=True):
+            axes.plot(*run.curve(key), color=colour, linewidth=1.2, label=run.name)
+    label(loss, "Loss", "nats per token")
+    loss.legend(frameon=False)
+    label(small[0], "Learning rate", "")
+    small[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    label(small[1], "Gradient norm, before clipping", "")
+    small[1].set_yscale("log")
+    label(small[2], "Speed", "tokens per second")
+    small[2].set_ylim(bottom=0)
+    small[2].yaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.savefig(out, dpi=150)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Plot the metrics of runs.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="PLOT.png", help="file to write")
+    args = parser.parse_args()
+    try:
+        plot([Run(folder) for folder in args.runs], args.out)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

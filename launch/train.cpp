@@ -1,0 +1,301 @@
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+
+#include <sys/resource.h>
+
+#include "launch/commands.h"
+#include "launch/recipe.h"
+#include "launch/run_log.h"
+#include "model/model_file.h"
+#include "optim/schedule.h"
+#include "parallel/checkpoint.h"
+#include "parallel/engine.h"
+#include "parallel/load_weights.h"
+#include "parallel/mpi_communicator.h"
+#include "parallel/sample_order.h"
+#include "parallel/token_file.h"
+
+namespace supra {
+namespace {
+
+struct TrainOptions {
+  bool reference = false;
+  std::string recipe;
+  std::vector<std::string> overrides;
+};
+
+EngineOptions engine_options(const Recipe& r) {
+  const bool mixed = r.train.dtype == Precision::mixed;
+  EngineOptions o;
+  o.model = {.dtype = mixed ? DType::bf16 : DType::fp32,
+             .recompute_blocks = r.train.recompute == Recompute::block,
+             .batch = r.train.micro_batch,
+             .tokens = r.data.sequence_length};
+  o.trained = r.train.train == Trainable::all ? Trained::all : Trained::new_weights;
+  o.identity_feature_map = r.model.feature_map_init == FeatureMapInit::identity;
+  o.z_loss = r.train.z_loss;
+  o.grad_clip = r.train.grad_clip;
+  o.adamw = {.beta1 = r.train.beta1,
+             .beta2 = r.train.beta2,
+             .eps = r.train.eps,
+             .weight_decay = r.train.weight_decay};
+  return o;
+}
+
+/// The checkpoint to go on from, if any.
+std::optional<std::string> checkpoint_to_resume(const RunRecipe& run) {
+  if (run.resume == "none") return std::nullopt;
+  if (run.resume == "latest") return latest_checkpoint(run.folder);
+  return run.resume;
+}
+
+/// Memory that this host can still give, or 0 where the system does not tell.
+size_t available_host_memory() {
+  std::ifstream file("/proc/meminfo");
+  std::string key;
+  size_t kib = 0;
+  while (file >> key >> kib) {
+    if (key == "MemAvailable:") return kib * 1024;
+    file.ignore(64, '\n');
+  }
+  return 0;
+}
+
+size_t peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<size_t>(usage.ru_maxrss) * 1024;
+}
+
+/// A training run on this rank.
+class Run {
+ public:
+  explicit Run(MpiSession& session)
+      : session_(session), communicator_(make_mpi_communicator()) {}
+
+  void run(const TrainOptions& options) {
+    together(*communicator_, [&] {
+      recipe_ = load_recipe(options.recipe, options.overrides);
+      open();
+    });
+    together(*communicator_, [&] { make_engine(); });
+    together(*communicator_, [&] { load(); });
+    together(*communicator_, [&] { open_log(); });
+    if (state_.step == 0) validate();
+    while (state_.step < steps_) {
+      step();
+      const bool last = state_.step == steps_;
+      const auto due = [&](int64_t every) { return last || (every && state_.step % every == 0); };
+      if (due(recipe_.train.validate_every)) validate();
+      if (due(recipe_.run.checkpoint_every)) save();
+    }
+    finish();
+  }
+
+ private:
+  bool leader() const { return communicator_->rank() == 0; }
+  int64_t window_size() const { return recipe_.data.sequence_length + 1; }
+
+  /// Reads everything that can be wrong before anything is computed or written.
+  void open() {
+    const DataRecipe& data = recipe_.data;
+    const int64_t threads = recipe_.run.threads > 0 ? recipe_.run.threads : session_.threads();
+    device_ = make_cpu_device(static_cast<int>(threads));
+    check_batch(recipe_.train.global_batch, recipe_.train.micro_batch, communicator_->size());
+    if (!recipe_.model.base.empty()) base_ = std::make_unique<ModelFile>(recipe_.model.base);
+    config_ = resolve_model(recipe_, base_ ? std::optional(base_->config()) : std::nullopt);
+    train_ = std::make_unique<TokenFile>(data.train, config_.vocabulary);
+    order_ = std::make_unique<SampleOrder>(static_cast<uint64_t>(data.seed),
+                                           train_->windows(data.sequence_length));
+    if (!data.validation.empty()) {
+      validation_ = std::make_unique<TokenFile>(data.validation, config_.vocabulary);
+      validation_windows_ = validation_->windows(data.sequence_length);
+      if (data.validation_sequences > 0) {
+        validation_windows_ = std::min(validation_windows_, data.validation_sequences);
+      }
+    }
+    steps_ = total_steps(recipe_);
+    resume_ = checkpoint_to_resume(recipe_.run);
+    if (resume_) state_ = read_run_state(*resume_, config_);
+  }
+
+  void make_engine() {
+    const EngineOptions options = engine_options(recipe_);
+    plan_ = plan_memory(config_, options, communicator_->size());
+    const size_t available =
+        available_host_memory() / static_cast<size_t>(session_.ranks_on_host());
+    if (available && plan_.bytes > available) {
+      fail_input("a rank needs {} of memory, and this host has {} for each:\n{}"
+                 "use more ranks, a smaller train.micro_batch, or train.recompute = \"block\"",
+                 format_bytes(plan_.bytes), format_bytes(available),
+                 memory_report(plan_.table, communicator_->size()));
+    }
+    arena_ = std::make_unique<Arena>(*device_, plan_.bytes);
+    engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_, *communicator_);
+  }
+
+  void load() {
+    if (resume_) {
+      load_checkpoint(*resume_, engine_->parameters(), *device_, *communicator_);
+    } else {
+      load_weights(engine_->parameters(), *device_, base_.get(),
+                   static_cast<uint64_t>(recipe_.train.init_seed));
+    }
+    base_.reset();
+  }
+
+  void open_log() {
+    if (!leader()) return;
+    const std::string& folder = recipe_.run.folder;
+    prepare_run_folder(folder, to_toml(recipe_), recipe_.run.resume != "none");
+    log_ = std::make_unique<RunLog>(folder, state_.step);
+    log_->start({.step = state_.step,
+                 .steps = steps_,
+                 .ranks = communicator_->size(),
+                 .device = device_->description(),
+                 .parameters = count_parameters(engine_->parameters().units()),
+                 .trained_parameters = engine_->parameters().trained_parameters(),
+                 .memory = plan_.table,
+                 .recipe_hash = recipe_hash(recipe_)});
+    if (resume_) log_->say(fmt::format("resumed from {}", *resume_));
+  }
+
+  /// This rank's windows of the step to come: its share, in order, of the global batch.
+  std::vector<int32_t> read_batch() {
+    const PhaseClock::Span span(engine_->clock(), Phase::data);
+    const int64_t mine = recipe_.train.global_batch / communicator_->size();
+    std::vector<int32_t> windows(static_cast<size_t>(mine * window_size()));
+    for (int64_t i = 0; i < mine; ++i) {
+      const int64_t sample = state_.samples + communicator_->rank() * mine + i;
+      train_->read_window(order_->window(sample), recipe_.data.sequence_length,
+                          windows.data() + i * window_size());
+    }
+    return windows;
+  }
+
+  void step() {
+    const auto began = std::chrono::steady_clock::now();
+    const double lr = learning_rate_at({.learning_rate = recipe_.train.learning_rate,
+                                        .min_learning_rate = recipe_.train.min_learning_rate,
+                                        .warmup_steps = recipe_.train.warmup_steps,
+                                        .total_steps = steps_},
+                                       state_.step);
+    StepResult result;
+    try {
+      result = engine_->step(read_batch(), lr, state_.step);
+    } catch (const AgreedError& e) {
+      throw AgreedError(e.code(), fmt::format("step {}: {}; nothing was updated: try a lower "
+                                              "train.learning_rate or a longer warm-up, from the "
+                                              "last checkpoint",
+                                              state_.step + 1, e.what()));
+    }
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    state_.step += 1;
+    state_.tokens += result.loss.tokens;
+    state_.samples += recipe_.train.global_batch;
+    const PhaseSeconds phases_of_step = engine_->clock().take();
+    if (!leader()) return;
+    log_->step({.step = state_.step,
+                .tokens = state_.tokens,
+                .loss = result.loss.cross_entropy,
+                .z_loss = result.loss.z_loss,
+                .grad_norm = result.grad_norm,
+                .lr = lr,
+                .tokens_per_second = static_cast<double>(result.loss.tokens) / seconds,
+                .seconds = phases_of_step,
+                .memory = plan_.table});
+  }
+
+  void validate() {
+    if (!validation_) return;
+    const int64_t batch = recipe_.train.micro_batch, ranks = communicator_->size();
+    const int64_t batches = (validation_windows_ + ranks * batch - 1) / (ranks * batch);
+    const int64_t first = std::min(validation_windows_, communicator_->rank() * batches * batch);
+    const int64_t last = std::min(validation_windows_, first + batches * batch);
+    std::vector<int32_t> windows(static_cast<size_t>((last - first) * window_size()));
+    for (int64_t i = first; i < last; ++i) {
+      validation_->read_window(i, recipe_.data.sequence_length,
+                               windows.data() + (i - first) * window_size());
+    }
+    const Loss loss = engine_->evaluate(windows, batches);
+    engine_->clock().take();  // no part of any step
+    if (leader()) {
+      log_->validation(
+          {.step = state_.step, .tokens = state_.tokens, .loss = loss.cross_entropy});
+    }
+  }
+
+  void save() {
+    const PhaseClock::Span span(engine_->clock(), Phase::checkpoint);
+    state_.recipe = to_toml(recipe_);
+    state_.commit = run_commit();
+    const std::string folder = save_checkpoint(recipe_.run.folder, config_, state_,
+                                               engine_->parameters(), *device_, *communicator_);
+    if (leader()) log_->say(fmt::format("checkpoint {}", folder));
+  }
+
+  void finish() {
+    const auto peaks = communicator_->gather_values(peak_memory());
+    if (leader()) log_->finish({.peak_memory = *std::max_element(peaks.begin(), peaks.end()),
+                                .workspace = device_->workspace_bytes()});
+  }
+
+  MpiSession& session_;
+  std::unique_ptr<Communicator> communicator_;
+  Recipe recipe_;
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<ModelFile> base_;
+  ModelConfig config_;
+  std::unique_ptr<TokenFile> train_, validation_;
+  std::unique_ptr<SampleOrder> order_;
+  int64_t validation_windows_ = 0;
+  int64_t steps_ = 0;
+  std::optional<std::string> resume_;
+  RunState state_;
+  MemoryPlan plan_;
+  std::unique_ptr<Arena> arena_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<RunLog> log_;
+};
+
+ExitCode run_train(const TrainOptions& options) {
+  if (options.reference) {
+    fmt::print("{}", recipe_reference());
+    return ExitCode::done;
+  }
+  if (options.recipe.empty()) fail_input("which recipe? supra train RECIPE.toml");
+  MpiSession session;
+  try {
+    Run(session).run(options);
+    return ExitCode::done;
+  } catch (const AgreedError& e) {
+    std::fflush(stdout);
+    if (session.rank() == 0) fmt::print(stderr, "supra: {}\n", e.what());
+    return e.code();
+  } catch (const Error& e) {
+    std::fflush(stdout);
+    fmt::print(stderr, "supra: {}\n", e.report());
+    if (session.size() > 1) session.abort(static_cast<int>(e.code()));
+    return e.code();
+  }
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app, Action& action) {
+  const auto options = std::make_shared<TrainOptions>();
+  CLI::App* command = app.add_subcommand(
+      "train", "Train as a recipe says; alone, or on many ranks under mpirun or srun.");
+  command->add_option("RECIPE.toml", options->recipe, "Keys: docs/recipe-reference.md");
+  command->add_flag("--recipe-reference", options->reference,
+                    "Print the reference of all recipe keys instead");
+  command->add_option("--set", options->overrides,
+                      "section.key=value in place of what the recipe says; may be repeated");
+  command->callback([options, &action] { action = [options] { return run_train(*options); }; });
+}
+
+}  // namespace supra

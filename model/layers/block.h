@@ -1,0 +1,39 @@
+#pragma once
+// A transformer block: x1 = x + attention(norm(x)), out = x1 + mlp(norm(x1)); the MLP is SwiGLU.
+
+#include <span>
+
+#include "model/layers/attention.h"
+
+namespace supra {
+
+/// Weights, or gradients, of a block.
+struct BlockTensors {
+  Tensor input_norm;
+  AttentionTensors attention;
+  Tensor post_norm;
+  Tensor gate_proj, up_proj, down_proj;
+
+  /// From a unit's tensors, in the order of describe_parameters().
+  BlockTensors(const ModelConfig& config, std::span<const Tensor> unit);
+};
+
+/// What the backward needs besides the block's input.
+struct BlockSaved {
+  Tensor h1, rstd1;  ///< normalised input
+  AttentionSaved attention;
+  Tensor x1, h2, rstd2;
+  Tensor gate, up;
+};
+
+/// Fills `saved` and writes `out` [N, D]; an empty `out` stops where the backward needs nothing
+/// more.
+void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& saved,
+                   const Tensor& out, const AttentionState* state = nullptr);
+
+/// `d` [N, D] holds the gradient of the output, and on return that of the input. Overwrites
+/// `saved`.
+void block_backward(const Context& c, const BlockTensors& w, const BlockTensors& grad,
+                    const BlockSaved& saved, const Tensor& x, const Tensor& d);
+
+}  // namespace supra

@@ -1,0 +1,67 @@
+#include "parallel/communicator.h"
+
+#include <cstring>
+
+namespace supra {
+namespace {
+
+/// Both the single rank and the dry run: there is nobody to talk to.
+class LoneCommunicator final : public Communicator {
+ public:
+  explicit LoneCommunicator(int size) : size_(size) {}
+  int rank() const override { return 0; }
+  int size() const override { return size_; }
+  void reserve(Ops&, Arena& arena, int64_t elements) override {
+    if (size_ > 1) arena.allocate(MemoryClass::communication, DType::fp32, {elements});
+  }
+  Pending all_gather(const Tensor& shard, const Tensor& full) override {
+    if (size_ == 1) std::memcpy(full.address(), shard.address(), shard.bytes());
+    return {};
+  }
+  Pending reduce_scatter(const Tensor& full, const Tensor& shard) override {
+    return all_gather(full, shard);
+  }
+  void all_gather_host(const void* mine, size_t bytes, void* all) override {
+    for (int r = 0; r < size_; ++r) {
+      std::memcpy(static_cast<char*>(all) + static_cast<size_t>(r) * bytes, mine, bytes);
+    }
+  }
+  void broadcast_host(void*, size_t, int) override {}
+
+ private:
+  int size_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_single_communicator() {
+  return std::make_unique<LoneCommunicator>(1);
+}
+
+std::unique_ptr<Communicator> make_dry_communicator(int size) {
+  return std::make_unique<LoneCommunicator>(size);
+}
+
+void together(Communicator& communicator, const std::function<void()>& work) {
+  struct Outcome {
+    int code = -1;  ///< -1: done
+    char report[2048] = {};
+    void set(ExitCode c, const std::string& text) {
+      code = static_cast<int>(c);
+      text.copy(report, sizeof(report) - 1);
+    }
+  };
+  Outcome mine;
+  try {
+    work();
+  } catch (const Error& e) {
+    mine.set(e.code(), e.report());
+  } catch (const std::exception& e) {
+    mine.set(ExitCode::internal, e.what());
+  }
+  for (const Outcome& o : communicator.gather_values(mine)) {
+    if (o.code >= 0) throw AgreedError(static_cast<ExitCode>(o.code), o.report);
+  }
+}
+
+}  // namespace supra

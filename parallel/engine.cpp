@@ -1,0 +1,120 @@
+#include "parallel/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace supra {
+
+Engine::Engine(const ModelConfig& config, const EngineOptions& options, Device& device,
+               Arena& arena, Communicator& communicator)
+    : options_(options),
+      device_(device),
+      communicator_(communicator),
+      parameters_(describe_parameters(config, options.identity_feature_map), options.trained,
+                  options.model.dtype, device.ops(), arena, communicator, clock_),
+      model_(config, options.model, device, arena, parameters_, clock_),
+      squares_(arena.allocate(MemoryClass::workspace, DType::fp64, {1})),
+      inputs_(static_cast<size_t>(options.model.batch * options.model.tokens)),
+      targets_(inputs_.size()) {}
+
+void Engine::split(const int32_t* windows, int64_t present) {
+  const int64_t T = options_.model.tokens;
+  for (int64_t b = 0; b < options_.model.batch; ++b) {
+    int32_t* in = inputs_.data() + b * T;
+    int32_t* target = targets_.data() + b * T;
+    if (b < present) {
+      const int32_t* window = windows + b * window_size();
+      std::copy_n(window, T, in);
+      std::copy_n(window + 1, T, target);
+    } else {
+      std::fill_n(in, T, 0);
+      std::fill_n(target, T, -1);
+    }
+  }
+}
+
+Loss Engine::reduce_losses(int64_t tokens) {
+  struct Sums {
+    LossSums losses;
+    int64_t tokens;
+  };
+  Loss total;
+  double squared_lse = 0;
+  const auto all = communicator_.gather_values(Sums{model_.take_losses(), tokens});
+  for (size_t r = 0; r < all.size(); ++r) {
+    const LossSums& l = all[r].losses;
+    if (!std::isfinite(l.nll) || !std::isfinite(l.squared_lse)) {
+      throw AgreedError(ExitCode::not_finite,
+                  fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, l.nll));
+    }
+    total.cross_entropy += l.nll;
+    squared_lse += l.squared_lse;
+    total.tokens += all[r].tokens;
+  }
+  const auto n = static_cast<double>(std::max<int64_t>(1, total.tokens));
+  total.cross_entropy /= n;
+  total.z_loss = options_.z_loss * squared_lse / n;
+  return total;
+}
+
+double Engine::reduce_grad_norm() {
+  device_.ops().zero(squares_);
+  add_gradient_squares(device_.ops(), parameters_.optimizer_shards(), squares_);
+  double mine = 0, total = 0;
+  device_.copy_out(squares_, &mine);
+  for (double s : communicator_.gather_values(mine)) total += s;
+  if (!std::isfinite(total)) {
+    throw AgreedError(ExitCode::not_finite, fmt::format("the gradient is not finite (norm^2 = {})", total));
+  }
+  return std::sqrt(total);
+}
+
+StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, int64_t step) {
+  const int64_t batch = options_.model.batch, T = options_.model.tokens;
+  const int64_t mine = static_cast<int64_t>(windows.size()) / window_size();
+  SUPRA_CHECK(mine > 0 && mine % batch == 0, "{} windows in micro-batches of {}", mine, batch);
+  const double tokens = static_cast<double>(mine * T) * communicator_.size();
+
+  parameters_.zero_gradients();
+  for (int64_t b = 0; b < mine; b += batch) {
+    split(windows.data() + b * window_size(), batch);
+    model_.accumulate_gradients(inputs_.data(), targets_.data(),
+                                static_cast<float>(options_.z_loss),
+                                static_cast<float>(1 / tokens));
+  }
+  parameters_.finish_reductions();
+
+  const PhaseClock::Span span(clock_, Phase::optimizer);
+  StepResult result;
+  result.loss = reduce_losses(mine * T);
+  result.grad_norm = reduce_grad_norm();
+  optimizer_step(device_.ops(), parameters_.optimizer_shards(), options_.adamw, learning_rate,
+                 clip_scale(result.grad_norm, options_.grad_clip), step);
+  parameters_.parameters_changed();
+  return result;
+}
+
+Loss Engine::evaluate(std::span<const int32_t> windows, int64_t batches) {
+  const int64_t batch = options_.model.batch;
+  const int64_t mine = static_cast<int64_t>(windows.size()) / window_size();
+  for (int64_t i = 0; i < batches; ++i) {
+    const int64_t first = std::min(mine, i * batch);
+    split(windows.data() + first * window_size(), std::min(batch, mine - first));
+    model_.evaluate(inputs_.data(), targets_.data());
+  }
+  return reduce_losses(mine * options_.model.tokens);
+}
+
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, int ranks) {
+  const auto device = make_dry_device();
+  const auto communicator = make_dry_communicator(ranks);
+  Arena arena;
+  Engine engine(config, options, *device, arena, *communicator);
+  const std::vector<int32_t> windows(
+      static_cast<size_t>(options.model.batch * (options.model.tokens + 1)), 0);
+  if (options.trained != Trained::nothing) engine.step(windows, 0, 0);
+  engine.evaluate(windows, 1);
+  return {arena.high_water(), arena.table()};
+}
+
+}  // namespace supra

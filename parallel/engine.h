@@ -1,0 +1,74 @@
+#pragma once
+// The training step over all ranks: micro-batches, reduction, the decision to go on, clipping, the update. Built the
+// same way over a measuring arena and over the real one, so that the plan of memory is the step itself.
+
+#include <memory>
+#include <span>
+
+#include "model/model.h"
+#include "parallel/sharded_parameters.h"
+
+namespace supra {
+
+struct EngineOptions {
+  ModelOptions model;
+  Trained trained = Trained::all;
+  bool identity_feature_map = false;
+  double z_loss = 1e-4;
+  double grad_clip = 1;
+  AdamWSettings adamw;
+};
+
+/// Means over the tokens of a step, or of a validation.
+struct Loss {
+  double cross_entropy = 0;  ///< nats per token
+  double z_loss = 0;         ///< already weighted
+  int64_t tokens = 0;
+};
+
+struct StepResult {
+  Loss loss;
+  double grad_norm = 0;  ///< before clipping
+};
+
+class Engine {
+ public:
+  Engine(const ModelConfig& config, const EngineOptions& options, Device& device, Arena& arena,
+         Communicator& communicator);
+
+  /// One step. `windows` are this rank's, host [n, T+1], n a multiple of the micro-batch and the same on all ranks.
+  /// A loss or gradient that is not finite is an AgreedError, before anything is changed.
+  StepResult step(std::span<const int32_t> windows, double learning_rate, int64_t step);
+  /// Mean loss of this rank's windows and all others'. `batches` is the same on all ranks; a rank whose windows
+  /// are fewer computes ignored rows instead.
+  Loss evaluate(std::span<const int32_t> windows, int64_t batches);
+
+  ShardedParameters& parameters() { return parameters_; }
+  Model& model() { return model_; }
+  PhaseClock& clock() { return clock_; }
+
+ private:
+  int64_t window_size() const { return options_.model.tokens + 1; }
+  /// The micro-batch beginning at `windows`: inputs and targets, -1 where `present` windows end.
+  void split(const int32_t* windows, int64_t present);
+  Loss reduce_losses(int64_t tokens);
+  double reduce_grad_norm();
+
+  EngineOptions options_;
+  Device& device_;
+  Communicator& communicator_;
+  PhaseClock clock_;
+  ShardedParameters parameters_;
+  Model model_;
+  Tensor squares_;  ///< fp64 [1]
+  std::vector<int32_t> inputs_, targets_;
+};
+
+/// Bytes by class that a rank needs, found by building an engine on the dry device and taking a step there.
+struct MemoryPlan {
+  size_t bytes = 0;
+  MemoryTable table{};
+};
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, int ranks);
+
+}  // namespace supra

@@ -1,0 +1,109 @@
+#pragma once
+// The pieces both attentions are built of: fp32 tiles that stay in cache. A tile has `rows` rows of
+// `padded(d)` floats, its padding zero; so products over padded columns need no masks and change
+// nothing.
+
+#include <cstdint>
+
+#include "runtime/cpu/parallel.h"
+#include "runtime/cpu/scratch.h"
+#include "runtime/tensor.h"
+
+namespace supra::cpu {
+
+/// Tokens of a tile: a 64 x 128 tile is 32 KiB, a third of the L2's smallest usual size with its
+/// partners.
+inline constexpr int64_t tile_rows = 64;
+
+/// Row stride of a tile of this many columns: a multiple of two 64-byte vectors.
+constexpr int64_t padded(int64_t columns) {
+  return (columns + 31) / 32 * 32;
+}
+
+/// C[m, n] = A B, or += with `add`. A's element (i, p) is a[i*a_row + p*a_column]; B and C are
+/// row-major with row strides ldb, ldc; n is a multiple of 32.
+void tile_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column,
+                  const float* b, int64_t ldb, float* c, int64_t ldc, bool add);
+
+/// to[column][row] = from[row][column] for `rows` rows of `columns`; rows of `to` beyond are left.
+void tile_transpose(const float* from, int64_t ld_from, int64_t rows, int64_t columns, float* to,
+                    int64_t ld_to);
+
+/// A head's rows inside a tensor [.., T, heads, d]: the first row's address, and the elements
+/// between rows.
+struct HeadRows {
+  void* first;
+  DType dtype;
+  int64_t stride;
+
+  HeadRows at(int64_t row) const {
+    const auto bytes = row * stride * static_cast<int64_t>(size_of(dtype));
+    return {static_cast<char*>(first) + bytes, dtype, stride};
+  }
+};
+
+/// Head h of sequence b of a tensor [B, T, H, d].
+HeadRows head_rows(const Tensor& t, int64_t b, int64_t h);
+
+/// The rotary tables' rows for a tile, or null: no rotation.
+struct Rotation {
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+
+  Rotation() = default;
+  Rotation(const float* c, const float* s) : cos(c), sin(s) {}
+  Rotation(const Tensor& c, const Tensor& s) : cos(c.data<float>()), sin(s.data<float>()) {}
+
+  Rotation at(int64_t row, int64_t d) const {
+    return cos ? Rotation{cos + row * (d / 2), sin + row * (d / 2)} : Rotation{};
+  }
+};
+
+/// tile[r] = factor * rotate(row r), zero-padded to padded(d).
+void tile_load(const HeadRows& from, int64_t rows, int64_t d, const Rotation& rotation,
+               float factor, float* tile);
+/// row r = rotate_back(factor * tile[r]), rounded to the tensor's dtype.
+void tile_store(const float* tile, int64_t rows, int64_t d, const Rotation& rotation, float factor,
+                const HeadRows& to);
+
+/// to[r] = factors[r] * from[r] for rows of `width` floats; may work in place.
+void tile_scale_rows(const float* from, const float* factors, int64_t rows, int64_t width,
+                     float* to);
+/// y *= factor, respectively y += factor * x, over n floats.
+void tile_scale(float* y, float factor, int64_t n);
+void tile_add(float* y, const float* x, float factor, int64_t n);
+float tile_dot(const float* x, const float* y, int64_t n);
+
+/// Hands out consecutive pieces of a thread's scratch memory; without memory, counts what a task
+/// will need.
+class TileMemory {
+ public:
+  TileMemory() = default;
+  explicit TileMemory(float* first) : first_(first) {}
+  /// `floats` is rounded up to 64 bytes.
+  float* take(int64_t floats) {
+    float* p = first_ ? first_ + taken_ : nullptr;
+    taken_ += (floats + 15) / 16 * 16;
+    return p;
+  }
+  int64_t taken() const { return taken_; }
+
+ private:
+  float* first_ = nullptr;
+  int64_t taken_ = 0;
+};
+
+/// Runs task(i, tiles) for i in [0, n), each thread with a `Tiles` of its own, made by
+/// Tiles(memory, sizes).
+template <class Tiles, class Sizes, class Task>
+void run_tiled(int threads, Scratch& scratch, int64_t n, const Sizes& sizes, const Task& task) {
+  TileMemory counter;
+  Tiles(counter, sizes);
+  float* memory = scratch.get<float>(counter.taken() * threads);
+  parallel_for(threads, n, [&](int64_t i) {
+    TileMemory mine(memory + thread_index() * counter.taken());
+    task(i, Tiles(mine, sizes));
+  });
+}
+
+}  // namespace supra::cpu

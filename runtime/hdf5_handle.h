@@ -1,0 +1,48 @@
+#pragma once
+// What the files of the HDF5 wrapper share: owned identifiers and HDF5's reasons for failing.
+
+#include <string>
+#include <utility>
+
+// The 1.10 interface, which later HDF5 libraries offer too.
+#define H5_USE_110_API
+#include <hdf5.h>
+
+#include "runtime/hdf5.h"
+
+namespace supra::hdf5 {
+
+/// An HDF5 identifier, closed with the object. Negative, hence false, when HDF5 failed to make it.
+class Id {
+ public:
+  using Close = herr_t (*)(hid_t);
+  Id(hid_t id, Close close) : id_(id), close_(close) {}
+  Id(Id&& other) noexcept : id_(std::exchange(other.id_, -1)), close_(other.close_) {}
+  Id& operator=(Id&& other) noexcept {
+    std::swap(id_, other.id_);
+    std::swap(close_, other.close_);
+    return *this;
+  }
+  ~Id() {
+    if (id_ >= 0) close_(id_);
+  }
+  explicit operator bool() const { return id_ >= 0; }
+  operator hid_t() const { return id_; }  // NOLINT(google-explicit-constructor)
+
+ private:
+  hid_t id_;
+  Close close_;
+};
+
+/// What went wrong, from the innermost entry of HDF5's error stack. Ask before any other HDF5 call.
+std::string last_message();
+
+struct File::Handle {
+  std::string path;
+  Id id;
+
+  /// A group or dataset by name; one that is not there is bad input.
+  Id object(const std::string& name) const;
+};
+
+}  // namespace supra::hdf5

@@ -1,0 +1,50 @@
+#pragma once
+// Whether a device's results are right, with a tolerance that is derived and not picked.
+//
+// Expected values come from the reference in double, on the rounded inputs. What roundings can do
+// to them is measured, not guessed: the reference runs again, several times, in Monte Carlo
+// arithmetic (noise.h) on inputs perturbed by one unit roundoff u of their dtypes. The change of a
+// tensor over these runs gives its rms and its largest deviation; an ill-conditioned op, such as a
+// norm of nearly nothing, shows by itself. A result is accepted when, in rms and in the largest
+// element,
+//
+//     error <= margin * deviation + u_output * (expected value),
+//
+// the second term being the rounding of the result when it is stored. The margin of 4 admits a
+// device that rounds a value 16 times where the reference's arithmetic does once, errors being
+// independent, and covers that the deviation is itself a sample. A wrong term, index or slope is
+// off by O(1/sqrt(terms)) of the value, and a dropped row is NaN.
+//
+// Gradients are those of L = sum over outputs of cotangent * output, by complex step: with the
+// input moved by i*1e-50 along a direction, Im(L) / 1e-50 is the derivative along it, free of
+// cancellation (Squire and Trapp 1998). Small calls are checked at every element of every gradient;
+// large ones along random dense directions and at single elements drawn at random.
+
+#include "tests/ops/op.h"
+
+namespace supra::test {
+
+struct Verdict {
+  std::string what;  ///< "dq, along dense directions"
+  double rms_error = 0, rms_allowed = 0;
+  double max_error = 0, max_allowed = 0;
+
+  /// NaN is never accepted.
+  bool accepted() const { return rms_error <= rms_allowed && max_error <= max_allowed; }
+  std::string to_string() const;
+};
+
+/// One verdict a tensor that the forward writes.
+std::vector<Verdict> check_outputs(const Op& op, DType activation, const Values<double>& inputs,
+                                   const Values<double>& results);
+
+/// One or two verdicts a gradient.
+std::vector<Verdict> check_gradients(const Op& op, DType activation, const Values<double>& inputs,
+                                     const Values<double>& results);
+
+/// L, and its derivative by complex step along a direction of one input.
+double objective(const Op& op, const Values<double>& inputs);
+double directional_derivative(const Op& op, const Values<double>& inputs, const std::string& tensor,
+                              const std::vector<double>& direction);
+
+}  // namespace supra::test

@@ -1,0 +1,99 @@
+#pragma once
+// Monte Carlo arithmetic (Parker 1997): a scalar whose products, quotients and functions each carry
+// a random relative error of one unit roundoff of the working dtype, and whose sums carry one of
+// fp32, which is how the ops compute: operands in the dtype, accumulation in fp32. A reference run
+// on it several times shows how far roundings alone can move each of its results, with no analysis
+// of the op by hand.
+
+#include <bit>
+#include <cmath>
+#include <complex>
+#include <cstdint>
+
+#include "runtime/dtype.h"
+#include "runtime/random.h"
+
+namespace supra::test {
+
+/// The largest relative error of rounding a number to `t`.
+constexpr double unit_roundoff(DType t) {
+  switch (t) {
+    case DType::fp32:
+      return 0x1p-24;
+    case DType::bf16:
+      return 0x1p-8;
+    case DType::fp64:
+      return 0x1p-53;
+    case DType::int32:
+      return 0;
+  }
+  return 0;
+}
+
+/// Where the errors of this thread's Noisy arithmetic come from.
+struct NoiseSource {
+  uint64_t state = 0;
+  double product = 0;    ///< unit roundoff of products
+  double sum = 0x1p-24;  ///< and of sums
+
+  /// x (1 +- unit) with a random sign.
+  double perturb(double x, double unit) {
+    state = state * 6364136223846793005 + 1442695040888963407;  // Knuth's MMIX generator
+    const uint64_t sign = state & (uint64_t{1} << 63);
+    return x + x * std::bit_cast<double>(std::bit_cast<uint64_t>(unit) ^ sign);
+  }
+  std::complex<double> perturb(const std::complex<double>& x, double unit) {
+    return {perturb(x.real(), unit), perturb(x.imag(), unit)};
+  }
+};
+inline thread_local NoiseSource noise;
+
+/// T is double or complex<double>, whose imaginary part is the derivative in a complex step.
+template <class T>
+class Noisy {
+ public:
+  Noisy() = default;
+  Noisy(double value)
+      : value_(value) {}  // NOLINT(google-explicit-constructor): a constant is exact
+  explicit Noisy(const std::complex<double>& value) requires(!std::is_same_v<T, double>)
+      : value_(value) {}
+
+  const T& value() const { return value_; }
+
+  friend Noisy operator-(const Noisy& a) { return exact(-a.value_); }
+  friend Noisy operator+(const Noisy& a, const Noisy& b) { return sum(a.value_ + b.value_); }
+  friend Noisy operator-(const Noisy& a, const Noisy& b) { return sum(a.value_ - b.value_); }
+  friend Noisy operator*(const Noisy& a, const Noisy& b) {
+    return exact(multiply(a.value_, b.value_));
+  }
+  friend Noisy operator/(const Noisy& a, const Noisy& b) { return product(a.value_ / b.value_); }
+  Noisy& operator+=(const Noisy& b) { return *this = *this + b; }
+  Noisy& operator-=(const Noisy& b) { return *this = *this - b; }
+  Noisy& operator/=(const Noisy& b) { return *this = *this / b; }
+
+  friend Noisy exp(const Noisy& a) { return product(std::exp(a.value_)); }
+  friend Noisy log(const Noisy& a) { return product(std::log(a.value_)); }
+  friend Noisy sqrt(const Noisy& a) { return product(std::sqrt(a.value_)); }
+  friend double real_part(const Noisy& a) { return std::real(a.value_); }
+
+ private:
+  static Noisy exact(const T& value) {
+    Noisy result;
+    result.value_ = value;
+    return result;
+  }
+  static Noisy sum(const T& value) { return exact(noise.perturb(value, noise.sum)); }
+  static Noisy product(const T& value) { return exact(noise.perturb(value, noise.product)); }
+
+  static double multiply(double a, double b) { return noise.perturb(a * b, noise.product); }
+  /// Both terms of the derivative of a product are products of their own.
+  static std::complex<double> multiply(const std::complex<double>& a,
+                                       const std::complex<double>& b) {
+    return {multiply(a.real(), b.real()),
+            multiply(a.real(), b.imag()) + multiply(a.imag(), b.real())};
+  }
+
+  T value_{};
+};
+
+}  // namespace supra::test
