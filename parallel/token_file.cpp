@@ -86,9 +86,10 @@ SequenceFile::SequenceFile(const std::string& path, int64_t model_vocabulary)
   }
   count_ = tokens.shape[0];
   length_ = tokens.shape[1];
-  if (count_ < 1 || length_ < 2) {
-    fail_input("{}: 'tokens' is [{}, {}]; scoring needs at least one row of two tokens", path,
-               count_, length_);
+  constexpr int64_t longest = int64_t{1} << 24;  // a row is read whole
+  if (count_ < 1 || length_ < 2 || length_ > longest) {
+    fail_input("{}: 'tokens' is [{}, {}]; scoring needs rows of 2 to {} tokens, at least one", path,
+               count_, length_, longest);
   }
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
@@ -57,8 +58,8 @@ TEST_CASE("hdf5: bf16 converts to and from fp32 by our rounding, in both places"
                                   -3.14159F, 1e-40F, INFINITY, 3.4e38F};
   const auto n = static_cast<int64_t>(values.size());
   File file = File::create(folder / "a.h5");
-  file.write_all("/narrow", Type::bf16, {n},
-                 values.data() ? std::vector<bf16>(values.begin(), values.end()).data() : nullptr);
+  const std::vector<bf16> narrow(values.begin(), values.end());
+  file.write_all("/narrow", Type::bf16, {n}, narrow.data());
   file.create_dataset("/rounded", Type::bf16, {n});
   file.write("/rounded", Type::fp32, 0, n, values.data());
   file.write_all("/wide", Type::fp32, {n}, values.data());
