@@ -72,14 +72,23 @@ setup_python() {
   sha256sum "$requirements" >"$stamp"
 }
 
-# setup_build PRESET: configures and builds in build/PRESET.
+# setup_build PRESET [TARGET...]: configures and builds in build/PRESET, everything or these targets.
 setup_build() {
-  say "building preset $1 in build/$1"
+  local preset=$1
+  shift
+  say "building preset $preset in build/$preset"
   (
     cd "$root" || exit
-    quietly cmake --preset "$1"
-    cmake --build --preset "$1"
-  ) || fail "the preset $1 does not build; see above"
+    quietly cmake --preset "$preset"
+    cmake --build --preset "$preset" ${1:+--target "$@"}
+  ) || fail "the preset $preset does not build; see above"
+}
+
+# mpirun as root, with more ranks than cores, and with waits that leave the core to the other ranks.
+mpi_environment() {
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_mpi_yield_when_idle=1
+  export OMPI_MCA_btl=self,vader OMPI_MCA_hwloc_base_binding_policy=none
 }
 
 # setup_text FOLDER: unpacks the Debian packages with the quickstart's text into FOLDER/PACKAGE.

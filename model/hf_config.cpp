@@ -1,6 +1,5 @@
 #include "model/hf_config.h"
 
-#include <array>
 #include <string_view>
 #include <utility>
 
@@ -81,7 +80,7 @@ constexpr std::pair<std::string_view, std::string_view> fixed[] = {
 };
 
 std::string parse_family(JsonReader& json) {
-  const auto type = json.get<std::string>("model_type");
+  auto type = json.get<std::string>("model_type");
   const std::string architecture = type == "llama"     ? "LlamaForCausalLM"
                                    : type == "mistral" ? "MistralForCausalLM"
                                                        : "";

@@ -39,16 +39,16 @@ void add_feature_maps(const ModelConfig& c, const std::string& prefix, bool iden
 UnitSpec describe_block(const ModelConfig& c, int64_t layer, bool identity) {
   const std::string block = fmt::format("model.layers.{}.", layer);
   const std::string attention = block + "self_attn.", mlp = block + "mlp.";
-  const int64_t D = c.width, q = c.heads * c.head_width, kv = c.kv_heads * c.head_width;
+  const int64_t width = c.width, q = c.heads * c.head_width, kv = c.kv_heads * c.head_width;
   const auto sigma = [](int64_t fan_in) { return 1 / std::sqrt(static_cast<double>(fan_in)); };
   // What a block adds to the residual stream begins smaller the later the block.
   const int64_t depth = 2 * (layer + 1);
 
   std::vector<ParameterSpec> list;
-  list.push_back(norm(block + "input_layernorm.weight", D));
-  list.push_back(matrix(attention + "q_proj.weight", q, D, sigma(D)));
-  list.push_back(matrix(attention + "k_proj.weight", kv, D, sigma(D)));
-  list.push_back(matrix(attention + "v_proj.weight", kv, D, sigma(D)));
+  list.push_back(norm(block + "input_layernorm.weight", width));
+  list.push_back(matrix(attention + "q_proj.weight", q, width, sigma(width)));
+  list.push_back(matrix(attention + "k_proj.weight", kv, width, sigma(width)));
+  list.push_back(matrix(attention + "v_proj.weight", kv, width, sigma(width)));
   if (c.attention == Attention::linear) {
     add_feature_maps(c, attention, identity, list);
     if (c.linear.qk_norm) {
@@ -56,11 +56,11 @@ UnitSpec describe_block(const ModelConfig& c, int64_t layer, bool identity) {
       list.push_back(norm(attention + "k_norm.weight", q, true));
     }
   }
-  list.push_back(matrix(attention + "o_proj.weight", D, q, sigma(D * depth)));
-  list.push_back(norm(block + "post_attention_layernorm.weight", D));
-  list.push_back(matrix(mlp + "gate_proj.weight", c.ffn, D, sigma(D)));
-  list.push_back(matrix(mlp + "up_proj.weight", c.ffn, D, sigma(D)));
-  list.push_back(matrix(mlp + "down_proj.weight", D, c.ffn, sigma(c.ffn * depth)));
+  list.push_back(matrix(attention + "o_proj.weight", width, q, sigma(width * depth)));
+  list.push_back(norm(block + "post_attention_layernorm.weight", width));
+  list.push_back(matrix(mlp + "gate_proj.weight", c.ffn, width, sigma(width)));
+  list.push_back(matrix(mlp + "up_proj.weight", c.ffn, width, sigma(width)));
+  list.push_back(matrix(mlp + "down_proj.weight", width, c.ffn, sigma(c.ffn * depth)));
   return {fmt::format("block.{}", layer), std::move(list)};
 }
 

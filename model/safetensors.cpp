@@ -1,6 +1,7 @@
 #include "model/safetensors.h"
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -230,7 +231,7 @@ void SafetensorsFolder::read_index(const std::string& folder, const std::string&
     if (relative.filename() != relative || shard.empty() || shard == "." || shard == "..") {
       fail_input("{}: shard '{}' must be the name of a file in the same folder", index, shard);
     }
-    const std::string path = folder + "/" + shard;
+    const std::string path = fmt::format("{}/{}", folder, shard);
     add(path);
     const auto& found = files_.back().entries();
     for (const std::string& name : names) {

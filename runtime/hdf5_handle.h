@@ -38,6 +38,8 @@ class Id {
 std::string last_message();
 
 struct File::Handle {
+  Handle(std::string file_path, Id file) : path(std::move(file_path)), id(std::move(file)) {}
+
   std::string path;
   Id id;
 

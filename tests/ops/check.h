@@ -3,17 +3,17 @@
 //
 // Expected values come from the reference in double, on the rounded inputs. What roundings can do
 // to them is measured, not guessed: the reference runs again, several times, in Monte Carlo
-// arithmetic (noise.h) on inputs perturbed by one unit roundoff u of their dtypes. The change of a
-// tensor over these runs gives its rms and its largest deviation; an ill-conditioned op, such as a
-// norm of nearly nothing, shows by itself. A result is accepted when, in rms and in the largest
-// element,
+// arithmetic (noise.h) on perturbed inputs. The change of a tensor over these runs gives its rms
+// and its largest deviation; an ill-conditioned op, such as a norm of nearly nothing, shows by
+// itself. A result is accepted when, in rms and in its largest element,
 //
-//     error <= margin * deviation + u_output * (expected value),
+//     error <= margin * deviation + (u + sqrt(terms) u_fp32) * expected value.
 //
-// the second term being the rounding of the result when it is stored. The margin of 4 admits a
-// device that rounds a value 16 times where the reference's arithmetic does once, errors being
-// independent, and covers that the deviation is itself a sample. A wrong term, index or slope is
-// off by O(1/sqrt(terms)) of the value, and a dropped row is NaN.
+// The second term is the rounding u of a result when it is stored, and for a gradient the random
+// walk of the fp32 sum over the `terms` outputs that its input reaches, which the reference, going
+// forward, doesn't make. The margin of 3 admits a device that rounds a value 9 times,
+// independently, where the reference's arithmetic does once, and covers that the deviation is
+// itself a sample.
 //
 // Gradients are those of L = sum over outputs of cotangent * output, by complex step: with the
 // input moved by i*1e-50 along a direction, Im(L) / 1e-50 is the derivative along it, free of

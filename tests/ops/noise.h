@@ -30,23 +30,31 @@ constexpr double unit_roundoff(DType t) {
   return 0;
 }
 
+/// The root mean square of that error, which is uniform in +-unit_roundoff.
+inline double rms_roundoff(DType t) {
+  return unit_roundoff(t) / std::sqrt(3.0);
+}
+
 /// Where the errors of this thread's Noisy arithmetic come from.
 struct NoiseSource {
   uint64_t state = 0;
-  double product = 0;    ///< unit roundoff of products
-  double sum = 0x1p-24;  ///< and of sums
+  double product = 0;  ///< relative error of products
+  double sum =
+      0x1p-24;  ///< and of sums: the worst of fp32, since a device adds in an order of its own
 
-  /// x (1 +- unit) with a random sign.
-  double perturb(double x, double unit) {
-    state = state * 6364136223846793005 + 1442695040888963407;  // Knuth's MMIX generator
-    const uint64_t sign = state & (uint64_t{1} << 63);
-    return x + x * std::bit_cast<double>(std::bit_cast<uint64_t>(unit) ^ sign);
-  }
-  std::complex<double> perturb(const std::complex<double>& x, double unit) {
-    return {perturb(x.real(), unit), perturb(x.imag(), unit)};
-  }
+  /// 64 random bits, the upper ones the better (Knuth's MMIX generator).
+  uint64_t draw() { return state = state * 6364136223846793005 + 1442695040888963407; }
 };
 inline thread_local NoiseSource noise;
+
+/// x (1 +- unit), the sign taken from the uppermost bit.
+inline double perturb(double x, double unit, uint64_t bits) {
+  const uint64_t sign = bits & (uint64_t{1} << 63);
+  return x + x * std::bit_cast<double>(std::bit_cast<uint64_t>(unit) ^ sign);
+}
+inline std::complex<double> perturb(const std::complex<double>& x, double unit, uint64_t bits) {
+  return {perturb(x.real(), unit, bits), perturb(x.imag(), unit, bits << 1)};
+}
 
 /// T is double or complex<double>, whose imaginary part is the derivative in a complex step.
 template <class T>
@@ -66,6 +74,7 @@ class Noisy {
   friend Noisy operator*(const Noisy& a, const Noisy& b) {
     return exact(multiply(a.value_, b.value_));
   }
+  friend Noisy operator*(const Noisy& a, double b) { return product(a.value_ * b); }
   friend Noisy operator/(const Noisy& a, const Noisy& b) { return product(a.value_ / b.value_); }
   Noisy& operator+=(const Noisy& b) { return *this = *this + b; }
   Noisy& operator-=(const Noisy& b) { return *this = *this - b; }
@@ -82,15 +91,19 @@ class Noisy {
     result.value_ = value;
     return result;
   }
-  static Noisy sum(const T& value) { return exact(noise.perturb(value, noise.sum)); }
-  static Noisy product(const T& value) { return exact(noise.perturb(value, noise.product)); }
+  static Noisy sum(const T& value) { return exact(perturb(value, noise.sum, noise.draw())); }
+  static Noisy product(const T& value) {
+    return exact(perturb(value, noise.product, noise.draw()));
+  }
 
-  static double multiply(double a, double b) { return noise.perturb(a * b, noise.product); }
+  static double multiply(double a, double b) { return perturb(a * b, noise.product, noise.draw()); }
   /// Both terms of the derivative of a product are products of their own.
   static std::complex<double> multiply(const std::complex<double>& a,
                                        const std::complex<double>& b) {
-    return {multiply(a.real(), b.real()),
-            multiply(a.real(), b.imag()) + multiply(a.imag(), b.real())};
+    const uint64_t bits = noise.draw();
+    return {perturb(a.real() * b.real(), noise.product, bits),
+            perturb(a.real() * b.imag(), noise.product, bits << 1) +
+                perturb(a.imag() * b.real(), noise.product, bits << 2)};
   }
 
   T value_{};

@@ -80,7 +80,7 @@ std::vector<Op> test_cases() {
        .rope_base = 1e6,
        .rope_scale = 4},
       {.batch = 2, .tokens = 65, .heads = 2, .kv_heads = 1, .head_width = 128, .window = 1},
-      {.tokens = 500, .heads = 1, .kv_heads = 1, .head_width = 128, .rope_base = 1e4},
+      {.tokens = 500, .heads = 1, .kv_heads = 1, .head_width = 64, .rope_base = 1e4},
       {.tokens = 500, .heads = 6, .kv_heads = 2, .window = 100, .rope_base = 1e4},
       {.batch = 2, .tokens = 1, .heads = 6, .kv_heads = 2, .rope_base = 1e4, .cached = 130},
       {.tokens = 3,
