@@ -1,5 +1,6 @@
-// Speed of the CPU matrix product: y = x w^T, dx = dy w and dw += dy^T x for the layers of real models,
-// packing included, in GFLOP/s (median of the repetitions). Rows with few tokens are generation.
+// Speed of the CPU matrix product: y = x w^T, dx = dy w and dw += dy^T x for the layers of real
+// models, packing included, in GFLOP/s (median of the repetitions). Rows with few tokens are
+// generation.
 
 #include <algorithm>
 #include <chrono>
@@ -23,9 +24,9 @@ struct Layer {
 };
 
 constexpr Layer layers[] = {
-    {4096, 576, 576},    {4096, 576, 1536},   {4096, 1536, 576},  {4096, 576, 49152},
-    {2048, 4096, 4096},  {2048, 4096, 11008}, {512, 192, 576},    {512, 576, 64},
-    {1000, 577, 131},    {32, 576, 1536},     {4, 576, 49152},    {1, 576, 49152},
+    {4096, 576, 576},   {4096, 576, 1536},   {4096, 1536, 576}, {4096, 576, 49152},
+    {2048, 4096, 4096}, {2048, 4096, 11008}, {512, 192, 576},   {512, 576, 64},
+    {1000, 577, 131},   {32, 576, 1536},     {4, 576, 49152},   {1, 576, 49152},
     {1, 4096, 11008},
 };
 
@@ -69,17 +70,48 @@ void measure(const cpu::GemmIsa& isa, const Layer& layer, int threads, double se
   auto y = random_numbers<T>(t * o, 3);
   std::vector<T> dx(t * i);
   std::vector<float> dw(o * i);
-  const Gemm products[] = {
-      {.m = t, .n = o, .k = i, .input = dtype_of<T>, .a = x.data(), .a_row_stride = i,
-       .a_col_stride = 1, .b = w.data(), .b_row_stride = 1, .b_col_stride = i,
-       .output = dtype_of<T>, .c = y.data(), .c_stride = o},
-      {.m = t, .n = i, .k = o, .input = dtype_of<T>, .a = y.data(), .a_row_stride = o,
-       .a_col_stride = 1, .b = w.data(), .b_row_stride = i, .b_col_stride = 1,
-       .output = dtype_of<T>, .c = dx.data(), .c_stride = i},
-      {.m = o, .n = i, .k = t, .input = dtype_of<T>, .a = y.data(), .a_row_stride = 1,
-       .a_col_stride = o, .b = x.data(), .b_row_stride = i, .b_col_stride = 1,
-       .output = DType::fp32, .c = dw.data(), .c_stride = i, .add = true}};
-  const double flops = 2.0 * static_cast<double>(t) * static_cast<double>(i) * static_cast<double>(o);
+  const Gemm products[] = {{.m = t,
+                            .n = o,
+                            .k = i,
+                            .input = dtype_of<T>,
+                            .a = x.data(),
+                            .a_row_stride = i,
+                            .a_col_stride = 1,
+                            .b = w.data(),
+                            .b_row_stride = 1,
+                            .b_col_stride = i,
+                            .output = dtype_of<T>,
+                            .c = y.data(),
+                            .c_stride = o},
+                           {.m = t,
+                            .n = i,
+                            .k = o,
+                            .input = dtype_of<T>,
+                            .a = y.data(),
+                            .a_row_stride = o,
+                            .a_col_stride = 1,
+                            .b = w.data(),
+                            .b_row_stride = i,
+                            .b_col_stride = 1,
+                            .output = dtype_of<T>,
+                            .c = dx.data(),
+                            .c_stride = i},
+                           {.m = o,
+                            .n = i,
+                            .k = t,
+                            .input = dtype_of<T>,
+                            .a = y.data(),
+                            .a_row_stride = 1,
+                            .a_col_stride = o,
+                            .b = x.data(),
+                            .b_row_stride = i,
+                            .b_col_stride = 1,
+                            .output = DType::fp32,
+                            .c = dw.data(),
+                            .c_stride = i,
+                            .add = true}};
+  const double flops =
+      2.0 * static_cast<double>(t) * static_cast<double>(i) * static_cast<double>(o);
   cpu::GemmScratch scratch;
   fmt::print("{:>5} {:>6} {:>6} {:>5} {:>8}", t, i, o, name_of(dtype_of<T>), threads);
   double forward = 0;
@@ -99,7 +131,8 @@ int main(int argc, char** argv) {
   std::string isa_name{cpu::gemm_isa()};
   CLI::App app("Speed of the CPU matrix product, in GFLOP/s, and of reading w in GB/s");
   app.add_option("--threads", threads, "Threads of the second table, after one alone")
-      ->check(CLI::PositiveNumber)->capture_default_str();
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--seconds", seconds, "Time to spend on each figure")->capture_default_str();
   app.add_option("--isa", isa_name, "Instruction set")->capture_default_str();
   CLI11_PARSE(app, argc, argv);
@@ -111,8 +144,8 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "this machine does not have the instruction set {}\n", isa_name);
     return 2;
   }
-  fmt::print("{}\n{:>5} {:>6} {:>6} {:>5} {:>8} {:>9} {:>9} {:>9} {:>9}\n", isa->name, "tokens", "in", "out",
-             "dtype", "threads", "forward", "dx", "dw", "w GB/s");
+  fmt::print("{}\n{:>5} {:>6} {:>6} {:>5} {:>8} {:>9} {:>9} {:>9} {:>9}\n", isa->name, "tokens",
+             "in", "out", "dtype", "threads", "forward", "dx", "dw", "w GB/s");
   for (const int team : {1, threads}) {
     for (const Layer& layer : layers) {
       measure<float>(*isa, layer, team, seconds);

@@ -21,7 +21,7 @@ using reference::Weights;
 constexpr double z_loss = 0.01;
 constexpr double complex_step = 1e-50;
 constexpr double margin = 4;  // see tests/ops/check.h
-constexpr int noise_runs = 4;
+constexpr int noise_runs = 3;
 
 struct Case {
   std::string name;
@@ -163,11 +163,10 @@ class LossFunction {
   }
   template <class S>
   Weights<S> perturbed(uint64_t sample) const {
-    const double unit = unit_roundoff(dtype_);
-    noise = {mix64(sample), unit};
+    noise = {mix64(sample), rms_roundoff(dtype_)};
     Weights<double> w = weights_;
     for (auto& [name, array] : w) {
-      for (double& x : array.values) x = noise.perturb(x, unit);
+      for (double& x : array.values) x = perturb(x, noise.product, noise.draw());
     }
     return converted<S>(w);
   }
@@ -330,7 +329,7 @@ TEST_CASE("model: recomputing blocks changes no bit of a gradient") {
       const SmallBatch batch(c.config, c.batch, c.tokens);
       SmallEngine kept(c.config, options_for(c, dtype));
       SmallEngine recomputed(c.config, options_for(c, dtype, true));
-      CHECK(recomputed.plan.bytes < kept.plan.bytes);
+      if (c.config.layers > 1) CHECK(recomputed.plan.bytes < kept.plan.bytes);
       kept.accumulate_gradients(batch, z_loss);
       recomputed.accumulate_gradients(batch, z_loss);
       for (int u = 0; u < static_cast<int>(c.config.layers) + 2; ++u) {

@@ -14,8 +14,12 @@
 namespace supra::cpu {
 namespace {
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t round_up(int64_t a, int64_t unit) { return ceil_div(a, unit) * unit; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+constexpr int64_t round_up(int64_t a, int64_t unit) {
+  return ceil_div(a, unit) * unit;
+}
 
 /// Splits `size` into equal blocks of at most `largest`, a multiple of `unit`.
 constexpr int64_t even_block(int64_t size, int64_t largest, int64_t unit) {
@@ -51,8 +55,8 @@ void direct_product(const GemmKernels& kernels, const Gemm& g, int threads) {
   for (int64_t j = 0; j < g.n; j += kernels.direct_columns) kernels.direct(g, store, j);
 }
 
-/// Blocks of B are packed by all threads together and shared; each thread then packs blocks of A for
-/// itself and multiplies. k is never split between threads.
+/// Blocks of B are packed by all threads together and shared; each thread then packs blocks of A
+/// for itself and multiplies. k is never split between threads.
 void packed_product(const GemmKernels& kernels, const Gemm& g, int threads, GemmScratch& scratch) {
   const int64_t tile_m = kernels.tile_rows, tile_n = kernels.tile_columns;
   const int64_t block_k = even_block(g.k, kernels.block_k, 32);
@@ -144,10 +148,10 @@ void check(const Gemm& g) {
   SUPRA_CHECK(is_real(g.input) && is_real(g.output), "gemm of {} to {}", name_of(g.input),
               name_of(g.output));
   SUPRA_CHECK(g.m >= 0 && g.n >= 0 && g.k >= 0, "gemm of m {}, n {}, k {}", g.m, g.n, g.k);
-  SUPRA_CHECK((g.a_row_stride == 1 || g.a_col_stride == 1) &&
-                  (g.b_row_stride == 1 || g.b_col_stride == 1),
-              "gemm of strides a ({}, {}), b ({}, {}): one of each must be 1", g.a_row_stride,
-              g.a_col_stride, g.b_row_stride, g.b_col_stride);
+  SUPRA_CHECK(
+      (g.a_row_stride == 1 || g.a_col_stride == 1) && (g.b_row_stride == 1 || g.b_col_stride == 1),
+      "gemm of strides a ({}, {}), b ({}, {}): one of each must be 1", g.a_row_stride,
+      g.a_col_stride, g.b_row_stride, g.b_col_stride);
 }
 
 const GemmIsa& chosen_isa() {
@@ -170,7 +174,7 @@ const GemmIsa& chosen_isa() {
 void gemm_with(const GemmIsa& isa, const Gemm& g, int threads, GemmScratch& scratch) {
   check(g);
   if (g.m == 0 || g.n == 0) return;
-  constexpr int64_t few_rows = 4;           // beyond, packing B pays
+  constexpr int64_t few_rows = 4;            // beyond, packing B pays
   constexpr double worth_threads = 1 << 16;  // multiplications: microseconds, as is waking a team
   const GemmKernels& kernels = g.input == DType::fp32 ? isa.fp32 : isa.bf16;
   const bool large = static_cast<double>(g.m) * g.n * g.k >= worth_threads;
@@ -186,6 +190,8 @@ void gemm(const Gemm& g, int threads, GemmScratch& scratch) {
   gemm_with(chosen_isa(), g, threads, scratch);
 }
 
-std::string_view gemm_isa() { return chosen_isa().name; }
+std::string_view gemm_isa() {
+  return chosen_isa().name;
+}
 
 }  // namespace supra::cpu

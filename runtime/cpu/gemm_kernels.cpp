@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-// g++ can compile parts of a file for other instruction sets than the rest; nothing of them is visible
-// outside, so no function compiled for AVX-512 can be linked in place of the portable one.
+// g++ can compile parts of a file for other instruction sets than the rest; nothing of them is
+// visible outside, so no function compiled for AVX-512 can be linked in place of the portable one.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define GEMM_X86
 #include <immintrin.h>

@@ -1,10 +1,10 @@
 #pragma once
-// What the instruction sets provide to the matrix product, and how packed panels look. Internal to gemm,
-// its tests and its benchmark.
+// What the instruction sets provide to the matrix product, and how packed panels look. Internal to
+// gemm, its tests and its benchmark.
 //
-// A panel holds a strip of A (as many rows as a tile) or of B (as many columns): for each step along k
-// the strip's elements side by side, as 32-bit words. A word is an fp32, or two bf16 consecutive along k.
-// Short strips are padded with zeros.
+// A panel holds a strip of A (as many rows as a tile) or of B (as many columns): for each step
+// along k the strip's elements side by side, as 32-bit words. A word is an fp32, or two bf16
+// consecutive along k. Short strips are padded with zeros.
 
 #include <cstdint>
 #include <span>
@@ -28,7 +28,8 @@ struct GemmStore {
   int64_t residual_stride = 0;
 };
 
-/// Where packing reads: `count` strips of depth `k`, element (r, p) at origin[r * stride + p * k_stride].
+/// Where packing reads: `count` strips of depth `k`, element (r, p) at origin[r * stride + p *
+/// k_stride].
 struct GemmStrips {
   const void* origin;
   int64_t stride, k_stride, count, k;
@@ -44,7 +45,8 @@ struct GemmKernels {
   /// One tile of C: `rows` x `columns` of it are stored, at (row, column).
   void (*tile)(int64_t words, const uint32_t* a, const uint32_t* b, const GemmStore& store,
                int64_t row, int64_t column, int rows, int columns);
-  /// Without packing, for A and B contiguous along k: all rows of `direct_columns` columns from `column`.
+  /// Without packing, for A and B contiguous along k: all rows of `direct_columns` columns from
+  /// `column`.
   int direct_columns;
   void (*direct)(const Gemm& g, const GemmStore& store, int64_t column);
 };

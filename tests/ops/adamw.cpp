@@ -69,6 +69,7 @@ std::vector<Op> test_cases() {
   reference::AdamWSettings later = recipe;
   later.step = 1000;
   later.lr = 0.01;
+  later.beta2 = 0.999;
   return {adamw(1, recipe, false), adamw(1023, recipe, true), adamw(10007, later, true)};
 }
 

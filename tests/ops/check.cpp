@@ -38,17 +38,12 @@ Vector difference(const Vector& a, const Vector& b) {
   return result;
 }
 
-/// The unavoidable relative error of a result: of storing it, and of adding up `terms` numbers in
-/// fp32.
-double result_error(double unit, double terms) {
-  return unit + std::sqrt(terms) * 0x1p-24;
-}
-
-/// `noisy`: what the reference gave in Monte Carlo arithmetic, run by run. `relative`:
-/// result_error. `before`: what the result was added to, and rounded with, at `unit`.
+/// `noisy`: what the reference gave in Monte Carlo arithmetic, run by run; `roundings`: how many
+/// times its deviation is allowed. `unit`: the unit roundoff of the result. `before`: what the
+/// result was added to, and rounded with.
 Verdict judge(std::string what, const Vector& actual, const Vector& expected,
-              const std::vector<Vector>& noisy, double relative, const Vector& before = {},
-              double unit = 0) {
+              const std::vector<Vector>& noisy, double roundings, double unit,
+              const Vector& before = {}) {
   Vector deviation;
   for (const Vector& sample : noisy) {
     const Vector change = difference(sample, expected);
@@ -56,17 +51,17 @@ Verdict judge(std::string what, const Vector& actual, const Vector& expected,
   }
   const Vector error = difference(actual, expected);
   return {std::move(what), rms(error),
-          margin * rms(deviation) + relative * rms(expected) + unit * rms(before), largest(error),
-          margin * largest(deviation) + relative * largest(expected) + unit * largest(before)};
+          roundings * rms(deviation) + unit * (rms(expected) + rms(before)), largest(error),
+          roundings * largest(deviation) + unit * (largest(expected) + largest(before))};
 }
 
-/// The roundoff of the op's products: that of A if any of its inputs is of A.
-double product_roundoff(const Op& op, DType activation) {
+/// The dtype of the op's products: A if any of its inputs is of A.
+DType product_dtype(const Op& op, DType activation) {
   const bool uses_activations =
       std::any_of(op.tensors.begin(), op.tensors.end(), [](const TensorSpec& t) {
         return t.role == Role::input && t.element == Element::activation;
       });
-  return rms_roundoff(uses_activations ? activation : DType::fp32);
+  return uses_activations ? activation : DType::fp32;
 }
 
 double unit_of(const TensorSpec& spec, DType activation) {
@@ -87,13 +82,16 @@ Values<S> convert(const Values<double>& values) {
 /// Starts this thread's Monte Carlo arithmetic anew, and perturbs the inputs.
 Values<double> perturb_inputs(const Op& op, DType activation, const Values<double>& inputs,
                               int64_t sample) {
-  noise = {mix64(static_cast<uint64_t>(sample)), product_roundoff(op, activation)};
+  noise = {mix64(static_cast<uint64_t>(sample)), rms_roundoff(product_dtype(op, activation))};
   Values<double> perturbed = inputs;
   for (const TensorSpec& t : op.tensors) {
     const auto found = perturbed.find(t.name);
     if (found == perturbed.end()) continue;
     const double roundoff = rms_roundoff(dtype_of(t.element, activation));
-    for (double& x : found->second.values) x = perturb(x, roundoff, noise.draw());
+    for (double& x : found->second.values) {
+      const double change = perturb(1, roundoff, noise.draw()) - 1;
+      x += t.exponent ? change : x * change;
+    }
   }
   return perturbed;
 }
@@ -109,7 +107,8 @@ T plain(const Noisy<T>& x) {
   return x.value();
 }
 
-/// L, and of how many terms its derivative is the sum.
+/// L, and of how many terms its derivative is the sum. In Monte Carlo arithmetic those that cancel
+/// to zero count too.
 struct Objective {
   Complex value;
   int64_t terms = 0;
@@ -198,23 +197,23 @@ Verdict check_along(const Op& op, DType activation, const Values<double>& inputs
     const auto i = static_cast<size_t>(job % n);
     const int64_t sample = job / n - 1;
     if (sample < 0) {
-      const Derivative exact = derivative<Complex>(op, inputs, directions[i]);
-      expected[i] = exact.value;
-      terms_along[i] = exact.terms;
+      expected[i] = derivative<Complex>(op, inputs, directions[i]).value;
       actual[i] = directions[i].project(results.at(gradient.name).values);
     } else {
       const Values<double> perturbed = perturb_inputs(op, activation, inputs, job);
-      noisy[static_cast<size_t>(sample)][i] =
-          derivative<Noisy<Complex>>(op, perturbed, directions[i]).value;
+      const Derivative rounded = derivative<Noisy<Complex>>(op, perturbed, directions[i]);
+      noisy[static_cast<size_t>(sample)][i] = rounded.value;
+      if (sample == 0) terms_along[i] = rounded.terms;
     }
   }
   if (directions[0].dense.empty()) {
     terms = *std::max_element(terms_along.begin(), terms_along.end());
   }
-  const double unit = unit_of(gradient, activation);
-  const Vector before = gradient.added ? inputs.at(gradient.name).values : Vector();
-  return judge(gradient.name + what, actual, expected, noisy,
-               result_error(unit, static_cast<double>(terms)), before, unit);
+  const double sums = std::sqrt(static_cast<double>(terms)) * unit_roundoff(DType::fp32) /
+                      unit_roundoff(product_dtype(op, activation));
+  return judge(gradient.name + what, actual, expected, noisy, margin + sums,
+               unit_of(gradient, activation),
+               gradient.added ? inputs.at(gradient.name).values : Vector());
 }
 
 }  // namespace
@@ -249,7 +248,7 @@ std::vector<Verdict> check_outputs(const Op& op, DType activation, const Values<
       for (const Noisy<double>& x : values.at(t->name).values) sample.push_back(x.value());
     }
     verdicts.push_back(judge(t->name, results.at(t->name).values, expected.at(t->name).values,
-                             samples, unit_of(*t, activation)));
+                             samples, margin, unit_of(*t, activation)));
   }
   return verdicts;
 }

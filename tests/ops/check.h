@@ -7,13 +7,13 @@
 // and its largest deviation; an ill-conditioned op, such as a norm of nearly nothing, shows by
 // itself. A result is accepted when, in rms and in its largest element,
 //
-//     error <= margin * deviation + (u + sqrt(terms) u_fp32) * expected value.
+//     error <= (margin + sqrt(terms) u_fp32 / u) * deviation + u_result * expected value.
 //
-// The second term is the rounding u of a result when it is stored, and for a gradient the random
-// walk of the fp32 sum over the `terms` outputs that its input reaches, which the reference, going
-// forward, doesn't make. The margin of 3 admits a device that rounds a value 9 times,
-// independently, where the reference's arithmetic does once, and covers that the deviation is
-// itself a sample.
+// The margin of 3 admits a device that rounds a value 9 times, independently, where the reference's
+// arithmetic does once, and covers that the deviation is itself a sample. The root is for gradients
+// only: the random walk of the fp32 sums over the `terms` outputs that an input reaches, which the
+// reference, going forward from inputs to outputs, has no part in. The last term is the rounding of
+// the result when it is stored.
 //
 // Gradients are those of L = sum over outputs of cotangent * output, by complex step: with the
 // input moved by i*1e-50 along a direction, Im(L) / 1e-50 is the derivative along it, free of

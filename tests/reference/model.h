@@ -23,7 +23,7 @@ using Weights = std::map<std::string, Array<S>>;
 /// between them the two are blended linearly in original/wavelength.
 inline RopeTables<double> rope_tables(const RopeConfig& c, int64_t head_width, int64_t positions) {
   if (c.llama3_factor == 0) {
-    return rope_tables(c.base, c.scale, c.inv_freq, head_width, positions);
+    return reference::rope_tables(c.base, c.scale, c.inv_freq, head_width, positions);
   }
   const int64_t half = head_width / 2;
   RopeTables<double> tables{Array<double>({positions, half}), Array<double>({positions, half})};
@@ -74,7 +74,7 @@ Array<S> attention(const ModelConfig& c, const Weights<S>& weights, const std::s
                    const Array<S>& x, int64_t batch) {
   const auto w = [&](const std::string& name) { return weights.at(prefix + name); };
   const int64_t rows = x.size(0), tokens = rows / batch, d = c.head_width;
-  const RopeTables<double> rope = rope_tables(c.rope, d, tokens);
+  const RopeTables<double> rope = reference::rope_tables(c.rope, d, tokens);
   const double scale = 1 / std::sqrt(static_cast<double>(d));
   Array<S> q = project(x, w("q_proj.weight"));
   Array<S> k = project(x, w("k_proj.weight"));
@@ -102,7 +102,7 @@ Array<S> attention(const ModelConfig& c, const Weights<S>& weights, const std::s
   in.k = split(k);
   in.v = split(v);
   in.slopes = Array<double>({c.heads});
-  in.slopes.values = decay_slopes(c.linear.slopes, c.heads);
+  in.slopes.values = reference::decay_slopes(c.linear.slopes, c.heads);
   for (double& s : in.slopes.values) s = static_cast<float>(s);  // as the op takes them
   in.rope = rope;
   in.normalization = c.linear.normalization;
