@@ -15,6 +15,7 @@ using Action = std::function<ExitCode()>;
 
 void add_import_command(CLI::App& app, Action& action);
 void add_score_command(CLI::App& app, Action& action);
+void add_plan_command(CLI::App& app, Action& action);
 void add_train_command(CLI::App& app, Action& action);
 void add_inspect_command(CLI::App& app, Action& action);
 void add_generate_command(CLI::App& app, Action& action);

@@ -12,7 +12,8 @@
 namespace supra {
 namespace {
 
-constexpr int64_t read_at_once = 256;  // prompt tokens: enough to fill the chunks of linear attention
+constexpr int64_t read_at_once =
+    256;  // prompt tokens: enough to fill the chunks of linear attention
 
 struct GenerateOptions {
   InferenceOptions inference;
@@ -42,8 +43,8 @@ std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
   return tokens;
 }
 
-/// Draws from softmax(logits / temperature), cut to the fewest tokens whose probability reaches top_p;
-/// temperature 0 takes the likeliest.
+/// Draws from softmax(logits / temperature), cut to the fewest tokens whose probability reaches
+/// top_p; temperature 0 takes the likeliest.
 int32_t sample(const std::vector<float>& logits, double temperature, double top_p, double uniform) {
   const auto likeliest = std::max_element(logits.begin(), logits.end());
   if (temperature <= 0) return static_cast<int32_t>(likeliest - logits.begin());
@@ -104,8 +105,7 @@ void add_generate_command(CLI::App& app, Action& action) {
   command->add_option("--temperature", o->temperature, "0: always the likeliest token")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  command
-      ->add_option("--top-p", o->top_p, "Draw from the likeliest tokens that make up this much")
+  command->add_option("--top-p", o->top_p, "Draw from the likeliest tokens that make up this much")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   command->add_option("--seed", o->seed, "The same seed draws the same tokens")

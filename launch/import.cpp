@@ -4,7 +4,7 @@
 #include "launch/commands.h"
 #include "launch/progress.h"
 #include "launch/run_log.h"
-#include "model/hf_import.h"
+#include "model/huggingface/import.h"
 
 namespace supra {
 namespace {

@@ -1,8 +1,7 @@
 #include "launch/inference.h"
 
-#include <sched.h>
-
 #include <algorithm>
+#include <sched.h>
 
 #include "model/model_file.h"
 #include "parallel/load_weights.h"
@@ -42,9 +41,10 @@ void add_inference_options(CLI::App& command, InferenceOptions& options) {
   command.add_option("--dtype", options.dtype, "Precision of weights and activations")
       ->check(CLI::IsMember({"fp32", "bf16"}))
       ->capture_default_str();
-  command.add_option("--attention", options.attention,
-                     "Use the model with this attention, whatever it was trained with; a softmax "
-                     "model made linear gets fresh feature maps")
+  command
+      .add_option("--attention", options.attention,
+                  "Use the model with this attention, whatever it was trained with; a softmax "
+                  "model made linear gets fresh feature maps")
       ->check(CLI::IsMember({"softmax", "linear"}));
   command.add_option("--init-seed", options.init_seed, "Seed of fresh feature maps")
       ->check(CLI::NonNegativeNumber)

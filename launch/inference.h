@@ -21,7 +21,8 @@ struct InferenceOptions {
 /// Adds the options above, but for the model's path, to a subcommand.
 void add_inference_options(CLI::App& command, InferenceOptions& options);
 
-/// The device, the model's weights, and the model over them. `batch` sequences of `tokens` at a time.
+/// The device, the model's weights, and the model over them. `batch` sequences of `tokens` at a
+/// time.
 class Inference {
  public:
   Inference(const InferenceOptions& options, int64_t batch, int64_t tokens);

@@ -7,13 +7,15 @@
 
 int main(int argc, char** argv) {
   using supra::ExitCode;
-  CLI::App app("Turns pretrained transformers into linear-attention RNNs, and trains them at scale.\n"
-               "Exit codes: 0 done, 1 internal error, 2 bad input, 3 loss or gradient not finite.",
-               "supra");
+  CLI::App app(
+      "Turns pretrained transformers into linear-attention RNNs, and trains them at scale.\n"
+      "Exit codes: 0 done, 1 internal error, 2 bad input, 3 loss or gradient not finite.",
+      "supra");
   app.require_subcommand(1);
   supra::Action action;
   supra::add_import_command(app, action);
   supra::add_train_command(app, action);
+  supra::add_plan_command(app, action);
   supra::add_score_command(app, action);
   supra::add_generate_command(app, action);
   supra::add_inspect_command(app, action);

@@ -55,14 +55,16 @@ class Rows {
   int64_t count_ = 0, length_ = 0;
 };
 
-/// Calls score(rows read, how many, logprob [n, length - 1]) batch by batch, and hands each result on.
+/// Calls score(rows read, how many, logprob [n, length - 1]) batch by batch, and hands each result
+/// on.
 template <class Score, class Sink>
 void for_each_batch(const Rows& rows, int64_t batch, const Score& score, const Sink& sink) {
   std::vector<int32_t> tokens(static_cast<size_t>(batch * rows.length()));
   std::vector<float> logprob(static_cast<size_t>(batch * (rows.length() - 1)));
   for (int64_t begin = 0; begin < rows.count(); begin += batch) {
     const int64_t n = std::min(batch, rows.count() - begin);
-    std::fill(tokens.begin(), tokens.end(), 0);  // a last batch that is not full is filled with id 0
+    std::fill(tokens.begin(), tokens.end(),
+              0);  // a last batch that is not full is filled with id 0
     rows.read(begin, n, tokens.data());
     score(tokens, n, logprob);
     sink(begin, n, logprob);

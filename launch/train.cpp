@@ -3,10 +3,10 @@
 #include <cstdio>
 #include <fstream>
 #include <memory>
-
 #include <sys/resource.h>
 
 #include "launch/commands.h"
+#include "launch/engine_options.h"
 #include "launch/recipe.h"
 #include "launch/run_log.h"
 #include "model/model_file.h"
@@ -26,24 +26,6 @@ struct TrainOptions {
   std::string recipe;
   std::vector<std::string> overrides;
 };
-
-EngineOptions engine_options(const Recipe& r) {
-  const bool mixed = r.train.dtype == Precision::mixed;
-  EngineOptions o;
-  o.model = {.dtype = mixed ? DType::bf16 : DType::fp32,
-             .recompute_blocks = r.train.recompute == Recompute::block,
-             .batch = r.train.micro_batch,
-             .tokens = r.data.sequence_length};
-  o.trained = r.train.train == Trainable::all ? Trained::all : Trained::new_weights;
-  o.identity_feature_map = r.model.feature_map_init == FeatureMapInit::identity;
-  o.z_loss = r.train.z_loss;
-  o.grad_clip = r.train.grad_clip;
-  o.adamw = {.beta1 = r.train.beta1,
-             .beta2 = r.train.beta2,
-             .eps = r.train.eps,
-             .weight_decay = r.train.weight_decay};
-  return o;
-}
 
 /// The checkpoint to go on from, if any.
 std::optional<std::string> checkpoint_to_resume(const RunRecipe& run) {
@@ -73,8 +55,7 @@ size_t peak_memory() {
 /// A training run on this rank.
 class Run {
  public:
-  explicit Run(MpiSession& session)
-      : session_(session), communicator_(make_mpi_communicator()) {}
+  explicit Run(MpiSession& session) : session_(session), communicator_(make_mpi_communicator()) {}
 
   void run(const TrainOptions& options) {
     together(*communicator_, [&] {
@@ -128,10 +109,11 @@ class Run {
     const size_t available =
         available_host_memory() / static_cast<size_t>(session_.ranks_on_host());
     if (available && plan_.bytes > available) {
-      fail_input("a rank needs {} of memory, and this host has {} for each:\n{}"
-                 "use more ranks, a smaller train.micro_batch, or train.recompute = \"block\"",
-                 format_bytes(plan_.bytes), format_bytes(available),
-                 memory_report(plan_.table, communicator_->size()));
+      fail_input(
+          "a rank needs {} of memory, and this host has {} for each:\n{}"
+          "use more ranks, a smaller train.micro_batch, or train.recompute = \"block\"",
+          format_bytes(plan_.bytes), format_bytes(available),
+          memory_report(plan_.table, communicator_->size()));
     }
     arena_ = std::make_unique<Arena>(*device_, plan_.bytes);
     engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_, *communicator_);
@@ -224,8 +206,7 @@ class Run {
     const Loss loss = engine_->evaluate(windows, batches);
     engine_->clock().take();  // no part of any step
     if (leader()) {
-      log_->validation(
-          {.step = state_.step, .tokens = state_.tokens, .loss = loss.cross_entropy});
+      log_->validation({.step = state_.step, .tokens = state_.tokens, .loss = loss.cross_entropy});
     }
   }
 
@@ -240,8 +221,9 @@ class Run {
 
   void finish() {
     const auto peaks = communicator_->gather_values(peak_memory());
-    if (leader()) log_->finish({.peak_memory = *std::max_element(peaks.begin(), peaks.end()),
-                                .workspace = device_->workspace_bytes()});
+    if (leader())
+      log_->finish({.peak_memory = *std::max_element(peaks.begin(), peaks.end()),
+                    .workspace = device_->workspace_bytes()});
   }
 
   MpiSession& session_;

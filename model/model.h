@@ -1,6 +1,7 @@
 #pragma once
-// The whole model: embedding, blocks, head; forward and backward of a micro-batch. The last word on which unit is
-// gathered when: each is acquired as late, and prefetched as early, as two buffers allow.
+// The whole model: embedding, blocks, head; forward and backward of a micro-batch. The last word on
+// which unit is gathered when: each is acquired as late, and prefetched as early, as two buffers
+// allow.
 
 #include "model/layers/block.h"
 #include "model/layers/head.h"
@@ -18,8 +19,8 @@ struct ModelOptions {
 
 /// Sums over the rows seen since they were last taken.
 struct LossSums {
-  double nll = 0;           ///< of -log p(target)
-  double squared_lse = 0;   ///< of logsumexp(logits)^2, which the z-loss weighs
+  double nll = 0;          ///< of -log p(target)
+  double squared_lse = 0;  ///< of logsumexp(logits)^2, which the z-loss weighs
 };
 
 class Model {
@@ -28,8 +29,8 @@ class Model {
   Model(const ModelConfig& config, const ModelOptions& options, Device& device, Arena& arena,
         ParameterStore& store, PhaseClock& clock);
 
-  /// Adds to the store's gradients those of gradient_scale * sum(nll + z_loss lse^2), and to the loss sums.
-  /// `inputs`, `targets` host [B, T]; targets -1 are ignored.
+  /// Adds to the store's gradients those of gradient_scale * sum(nll + z_loss lse^2), and to the
+  /// loss sums. `inputs`, `targets` host [B, T]; targets -1 are ignored.
   void accumulate_gradients(const int32_t* inputs, const int32_t* targets, float z_loss,
                             float gradient_scale);
   /// Adds to the loss sums; writes each row's nll to `nll`, host [B, T], unless null.

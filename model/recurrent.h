@@ -1,6 +1,6 @@
 #pragma once
-// The model as a recurrent network: the state per layer does not grow, so memory and time per token are the same at
-// the first token and at the millionth. Linear attention only.
+// The model as a recurrent network: the state per layer does not grow, so memory and time per token
+// are the same at the first token and at the millionth. Linear attention only.
 
 #include <vector>
 
@@ -18,8 +18,8 @@ class RecurrentModel {
 
   /// Forgets everything read.
   void reset();
-  /// Reads the next tokens, host [B, T] with T <= max_tokens: one by one by the recurrence when T is 1, else in
-  /// chunks that carry the state.
+  /// Reads the next tokens, host [B, T] with T <= max_tokens: one by one by the recurrence when T
+  /// is 1, else in chunks that carry the state.
   void read(const int32_t* tokens, int64_t count);
   /// After read(): logits of what follows the last token, host [B, V].
   void next_logits(float* logits);

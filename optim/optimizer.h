@@ -1,6 +1,6 @@
 #pragma once
-// The optimizer over shards. A shard is a flat piece of many parameters: AdamW treats every element alike,
-// so it needs to know no more.
+// The optimizer over shards. A shard is a flat piece of many parameters: AdamW treats every element
+// alike, so it needs to know no more.
 
 #include <span>
 

@@ -17,9 +17,13 @@ namespace fs = std::filesystem;
 constexpr std::string_view step_prefix = "step-";
 constexpr int64_t piece = int64_t{1} << 22;  // elements that pass through host memory at a time
 
-fs::path checkpoints_of(const std::string& run_folder) { return fs::path(run_folder) / "checkpoints"; }
+fs::path checkpoints_of(const std::string& run_folder) {
+  return fs::path(run_folder) / "checkpoints";
+}
 
-std::string shard_file(int rank) { return fmt::format("shard-{:04}.h5", rank); }
+std::string shard_file(int rank) {
+  return fmt::format("shard-{:04}.h5", rank);
+}
 
 /// What of a region is written: dataset name in the shard, group in the index, and the tensor.
 struct Stored {
@@ -191,7 +195,8 @@ RunState read_run_state(const std::string& checkpoint, const ModelConfig& config
   const ModelFile model(checkpoint);
   const hdf5::File& file = model.file();
   if (!file.has("/", "step")) {
-    fail_input("{} is a model, not a checkpoint: use it as model.base, not as run.resume", checkpoint);
+    fail_input("{} is a model, not a checkpoint: use it as model.base, not as run.resume",
+               checkpoint);
   }
   if (model.config() != config) {
     fail_input(

@@ -1,8 +1,8 @@
 #pragma once
-// Checkpoints: a folder a step, `step-00001000/`, with one shard file per rank, `shard-0000.h5`, written by the serial
-// HDF5 library, and `index.h5`, whose virtual datasets show whole tensors under their Hugging Face names. Files are
-// written aside, synced and renamed, the index last: a checkpoint without its index does not exist.
-// docs/file-formats.md.
+// Checkpoints: a folder a step, `step-00001000/`, with one shard file per rank, `shard-0000.h5`,
+// written by the serial HDF5 library, and `index.h5`, whose virtual datasets show whole tensors
+// under their Hugging Face names. Files are written aside, synced and renamed, the index last: a
+// checkpoint without its index does not exist. docs/file-formats.md.
 
 #include <optional>
 #include <string>
@@ -28,11 +28,13 @@ std::string save_checkpoint(const std::string& run_folder, const ModelConfig& co
 /// The newest checkpoint of a run that has its index, or nothing.
 std::optional<std::string> latest_checkpoint(const std::string& run_folder);
 
-/// Reads the state; checks that the checkpoint's architecture is `config`, naming the first difference.
+/// Reads the state; checks that the checkpoint's architecture is `config`, naming the first
+/// difference.
 RunState read_run_state(const std::string& checkpoint, const ModelConfig& config);
 
-/// Fills master weights, moments and compute copies, each rank reading only its part. The number of ranks that wrote
-/// the checkpoint does not matter; what is trained and what is frozen must be as it was then.
+/// Fills master weights, moments and compute copies, each rank reading only its part. The number of
+/// ranks that wrote the checkpoint does not matter; what is trained and what is frozen must be as
+/// it was then.
 void load_checkpoint(const std::string& checkpoint, ShardedParameters& parameters, Device& device,
                      Communicator& communicator);
 

@@ -1,7 +1,7 @@
 #pragma once
-// Collectives over the ranks of a run. A device collective begins after all ops issued before it, and what it
-// writes may be read by ops issued after its wait(); between the two, its tensors are left alone. Every rank
-// makes the same calls in the same order.
+// Collectives over the ranks of a run. A device collective begins after all ops issued before it,
+// and what it writes may be read by ops issued after its wait(); between the two, its tensors are
+// left alone. Every rank makes the same calls in the same order.
 
 #include <cstddef>
 #include <functional>
@@ -32,13 +32,14 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// What reduce_scatter() needs for `full` tensors up to this many elements: memory, and ops to add with. Once,
-  /// before it.
+  /// What reduce_scatter() needs for `full` tensors up to this many elements: memory, and ops to
+  /// add with. Once, before it.
   virtual void reserve(Ops& ops, Arena& arena, int64_t elements) = 0;
 
   /// full[r n ... (r+1) n) = rank r's shard [n], of any dtype.
   virtual Pending all_gather(const Tensor& shard, const Tensor& full) = 0;
-  /// shard [n] = sum over ranks of their full[rank n ... (rank+1) n), added in the order of ranks; fp32. One at a time.
+  /// shard [n] = sum over ranks of their full[rank n ... (rank+1) n), added in the order of ranks;
+  /// fp32. One at a time.
   virtual Pending reduce_scatter(const Tensor& full, const Tensor& shard) = 0;
 
   // Small host data.
@@ -56,17 +57,20 @@ class Communicator {
 
 /// One rank: itself.
 std::unique_ptr<Communicator> make_single_communicator();
-/// Rank 0 of `size`, without the others: collectives do nothing. For measuring memory on the dry device.
+/// Rank 0 of `size`, without the others: collectives do nothing. For measuring memory on the dry
+/// device.
 std::unique_ptr<Communicator> make_dry_communicator(int size);
 
-/// An error that every rank throws: all end by themselves, and one speaks. what() is the whole report.
+/// An error that every rank throws: all end by themselves, and one speaks. what() is the whole
+/// report.
 class AgreedError : public Error {
  public:
   using Error::Error;
 };
 
-/// Runs `work` on every rank, then agrees on the outcome: if it threw anywhere, every rank throws the error of the
-/// first such rank. For setting up, where one rank's bad disk must not leave the others waiting in a collective.
+/// Runs `work` on every rank, then agrees on the outcome: if it threw anywhere, every rank throws
+/// the error of the first such rank. For setting up, where one rank's bad disk must not leave the
+/// others waiting in a collective.
 void together(Communicator& communicator, const std::function<void()>& work);
 
 }  // namespace supra

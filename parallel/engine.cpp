@@ -44,8 +44,9 @@ Loss Engine::reduce_losses(int64_t tokens) {
   for (size_t r = 0; r < all.size(); ++r) {
     const LossSums& l = all[r].losses;
     if (!std::isfinite(l.nll) || !std::isfinite(l.squared_lse)) {
-      throw AgreedError(ExitCode::not_finite,
-                  fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, l.nll));
+      throw AgreedError(
+          ExitCode::not_finite,
+          fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, l.nll));
     }
     total.cross_entropy += l.nll;
     squared_lse += l.squared_lse;
@@ -64,7 +65,8 @@ double Engine::reduce_grad_norm() {
   device_.copy_out(squares_, &mine);
   for (double s : communicator_.gather_values(mine)) total += s;
   if (!std::isfinite(total)) {
-    throw AgreedError(ExitCode::not_finite, fmt::format("the gradient is not finite (norm^2 = {})", total));
+    throw AgreedError(ExitCode::not_finite,
+                      fmt::format("the gradient is not finite (norm^2 = {})", total));
   }
   return std::sqrt(total);
 }

@@ -1,6 +1,7 @@
 #pragma once
-// The training step over all ranks: micro-batches, reduction, the decision to go on, clipping, the update. Built the
-// same way over a measuring arena and over the real one, so that the plan of memory is the step itself.
+// The training step over all ranks: micro-batches, reduction, the decision to go on, clipping, the
+// update. Built the same way over a measuring arena and over the real one, so that the plan of
+// memory is the step itself.
 
 #include <memory>
 #include <span>
@@ -36,11 +37,12 @@ class Engine {
   Engine(const ModelConfig& config, const EngineOptions& options, Device& device, Arena& arena,
          Communicator& communicator);
 
-  /// One step. `windows` are this rank's, host [n, T+1], n a multiple of the micro-batch and the same on all ranks.
-  /// A loss or gradient that is not finite is an AgreedError, before anything is changed.
+  /// One step. `windows` are this rank's, host [n, T+1], n a multiple of the micro-batch and the
+  /// same on all ranks. A loss or gradient that is not finite is an AgreedError, before anything is
+  /// changed.
   StepResult step(std::span<const int32_t> windows, double learning_rate, int64_t step);
-  /// Mean loss of this rank's windows and all others'. `batches` is the same on all ranks; a rank whose windows
-  /// are fewer computes ignored rows instead.
+  /// Mean loss of this rank's windows and all others'. `batches` is the same on all ranks; a rank
+  /// whose windows are fewer computes ignored rows instead.
   Loss evaluate(std::span<const int32_t> windows, int64_t batches);
 
   ShardedParameters& parameters() { return parameters_; }
@@ -64,7 +66,8 @@ class Engine {
   std::vector<int32_t> inputs_, targets_;
 };
 
-/// Bytes by class that a rank needs, found by building an engine on the dry device and taking a step there.
+/// Bytes by class that a rank needs, found by building an engine on the dry device and taking a
+/// step there.
 struct MemoryPlan {
   size_t bytes = 0;
   MemoryTable table{};

@@ -6,8 +6,8 @@
 
 namespace supra {
 
-/// Fills the shards from `base` (null: none). Parameters it lacks - all of them from scratch, the feature maps when a
-/// softmax model is converted - take their initial value under `seed`.
+/// Fills the shards from `base` (null: none). Parameters it lacks - all of them from scratch, the
+/// feature maps when a softmax model is converted - take their initial value under `seed`.
 void load_weights(ShardedParameters& parameters, Device& device, const ModelFile* base,
                   uint64_t seed);
 

@@ -1,12 +1,11 @@
 #include "parallel/mpi_communicator.h"
 
-#include <sched.h>
-
 #include <algorithm>
-#include <climits>
 #include <cstdlib>
+#include <sched.h>
 #include <vector>
 
+#include <climits>
 #include <mpi.h>
 
 namespace supra {
@@ -24,8 +23,8 @@ void check_mpi(int status, const char* call,
 }
 
 int as_count(int64_t n) {
-  SUPRA_CHECK(n <= INT_MAX, "a collective of {} elements a rank is more than MPI counts; use more ranks",
-              n);
+  SUPRA_CHECK(n <= INT_MAX,
+              "a collective of {} elements a rank is more than MPI counts; use more ranks", n);
   return static_cast<int>(n);
 }
 
@@ -37,8 +36,9 @@ struct Host {
 Host survey_host() {
   Host host;
   MPI_Comm neighbours = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &neighbours),
-            "MPI_Comm_split_type");
+  check_mpi(
+      MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &neighbours),
+      "MPI_Comm_split_type");
   MPI_Comm_size(neighbours, &host.ranks);
   cpu_set_t mine;
   CPU_ZERO(&mine);
@@ -90,8 +90,8 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
-  /// Every rank sends each other its piece, which adds them in the order of ranks: as many bytes as a ring, and a sum
-  /// whose rounding the MPI library has no say in.
+  /// Every rank sends each other its piece, which adds them in the order of ranks: as many bytes as
+  /// a ring, and a sum whose rounding the MPI library has no say in.
   Pending reduce_scatter(const Tensor& full, const Tensor& shard) override {
     const int n = as_count(shard.numel());
     SUPRA_CHECK(full.numel() == shard.numel() * size_ && full.numel() <= staging_.numel(),
@@ -104,7 +104,8 @@ class MpiCommunicator final : public Communicator {
     return Pending([this, request, shard, n]() mutable {
       check_mpi(MPI_Wait(&request, MPI_STATUS_IGNORE), "MPI_Wait of a reduce_scatter");
       ops_->cast(staging_.slice(0, n), shard);
-      for (int64_t r = 1; r < size_; ++r) ops_->accumulate(staging_.slice(r * n, (r + 1) * n), shard);
+      for (int64_t r = 1; r < size_; ++r)
+        ops_->accumulate(staging_.slice(r * n, (r + 1) * n), shard);
     });
   }
 
@@ -139,7 +140,9 @@ MpiSession::MpiSession() {
   set_error_rank(rank_, size_);
 }
 
-MpiSession::~MpiSession() { MPI_Finalize(); }
+MpiSession::~MpiSession() {
+  MPI_Finalize();
+}
 
 void MpiSession::abort(int code) {
   MPI_Abort(MPI_COMM_WORLD, code);

@@ -18,8 +18,8 @@ class MpiSession {
   int rank() const { return rank_; }
   int size() const { return size_; }
   int ranks_on_host() const { return ranks_on_host_; }
-  /// Cores this rank may use: those of its affinity mask, shared evenly with the ranks of this host whose
-  /// masks overlap it.
+  /// Cores this rank may use: those of its affinity mask, shared evenly with the ranks of this host
+  /// whose masks overlap it.
   int threads() const { return threads_; }
   /// Ends all ranks now with this exit code: for an error that the others do not know of.
   [[noreturn]] void abort(int code);

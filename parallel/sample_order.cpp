@@ -18,8 +18,9 @@ int64_t SampleOrder::window(int64_t n) const {
   return static_cast<int64_t>(permute(sample / windows_, sample % windows_));
 }
 
-/// A Feistel network permutes a range of 4^half_bits numbers, less than four times what is needed; walking on until
-/// the result is a window makes it a permutation of the windows (Black and Rogaway 2002).
+/// A Feistel network permutes a range of 4^half_bits numbers, less than four times what is needed;
+/// walking on until the result is a window makes it a permutation of the windows (Black and Rogaway
+/// 2002).
 uint64_t SampleOrder::permute(uint64_t epoch, uint64_t i) const {
   if (windows_ == 1) return 0;
   const RandomStream round_keys(mix64(seed_) ^ epoch, "sample order");

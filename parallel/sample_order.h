@@ -1,6 +1,7 @@
 #pragma once
-// Which window of the token file the n-th sample of a run is: a pure function of seed and n. It knows nothing of
-// ranks, batches or steps, so a run that stops may go on with other numbers of each and neither skips nor repeats.
+// Which window of the token file the n-th sample of a run is: a pure function of seed and n. It
+// knows nothing of ranks, batches or steps, so a run that stops may go on with other numbers of
+// each and neither skips nor repeats.
 
 #include <cstdint>
 

@@ -5,9 +5,12 @@
 namespace supra {
 namespace {
 
-constexpr int64_t alignment = 64;  // elements: keeps every parameter on a cache line, and shards too
+constexpr int64_t alignment =
+    64;  // elements: keeps every parameter on a cache line, and shards too
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t round_up(int64_t n, int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 }  // namespace
 
@@ -199,9 +202,8 @@ void ShardedParameters::reduce(int unit) {
   const Region& r = regions_[static_cast<size_t>(region)];
   reducing_region_ = region;
   reducing_slot_ = index;
-  reducing_ =
-      communicator_.reduce_scatter(slot.buffer.slice(0, r.shard_size * communicator_.size()),
-                                   reduced_.slice(0, r.shard_size));
+  reducing_ = communicator_.reduce_scatter(
+      slot.buffer.slice(0, r.shard_size * communicator_.size()), reduced_.slice(0, r.shard_size));
 }
 
 void ShardedParameters::finish_reductions() {
@@ -243,7 +245,7 @@ void ShardedParameters::load(Device& device, const Reader& read) {
       if (r.master) device.copy_in(host.data(), r.master.slice(local, local + n));
       if (compute_ == DType::bf16) {
         rounded.resize(host.size());
-      std::transform(host.begin(), host.end(), rounded.begin(), [](float x) { return bf16(x); });
+        std::transform(host.begin(), host.end(), rounded.begin(), [](float x) { return bf16(x); });
         device.copy_in(rounded.data(), r.compute.slice(local, local + n));
       } else if (!r.master) {
         device.copy_in(host.data(), r.compute.slice(local, local + n));

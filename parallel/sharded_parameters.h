@@ -1,8 +1,9 @@
 #pragma once
-// ZeRO-3: every rank keeps 1/ranks of each unit - master weights, moments, gradients - and a unit is whole only
-// while it is used (Rajbhandari et al. 2020). A unit's parameters lie one after another in flat regions, one for
-// those that are trained and one for those that are frozen, each padded and split evenly over the ranks. With one
-// rank a region is its own shard, and nothing is copied.
+// ZeRO-3: every rank keeps 1/ranks of each unit - master weights, moments, gradients - and a unit
+// is whole only while it is used (Rajbhandari et al. 2020). A unit's parameters lie one after
+// another in flat regions, one for those that are trained and one for those that are frozen, each
+// padded and split evenly over the ranks. With one rank a region is its own shard, and nothing is
+// copied.
 
 #include <array>
 #include <functional>
@@ -25,12 +26,12 @@ enum class Trained : uint8_t {
 
 /// A flat, evenly split part of a unit.
 struct Region {
-  std::string name;        ///< "block.3/trained"
+  std::string name;  ///< "block.3/trained"
   bool trained = false;
   int64_t size = 0;        ///< elements used
   int64_t shard_size = 0;  ///< elements a rank holds; shard_size * ranks >= size
   Tensor master;           ///< fp32 shard, only when trained
-  Tensor compute;          ///< shard in the compute dtype; the master itself when that is fp32 and trained
+  Tensor compute;  ///< shard in the compute dtype; the master itself when that is fp32 and trained
   Tensor gradient, first_moment, second_moment;  ///< fp32 shards, only when trained
 };
 

@@ -153,8 +153,8 @@ class Ops {
   /// `weight` [D] A, `rstd` fp32 [N].
   virtual void rms_norm_forward(const Tensor& x, const Tensor& weight, float eps, const Tensor& y,
                                 const Tensor& rstd) = 0;
-  /// dx = residual + dL/dx; `residual` [N, D] A is the gradient that reaches x by another way, may be
-  /// empty. `dx` may be x, dy or residual. `dweight` fp32 [D] may be empty.
+  /// dx = residual + dL/dx; `residual` [N, D] A is the gradient that reaches x by another way, may
+  /// be empty. `dx` may be x, dy or residual. `dweight` fp32 [D] may be empty.
   virtual void rms_norm_backward(const Tensor& x, const Tensor& weight, const Tensor& rstd,
                                  const Tensor& dy, const Tensor& residual, const Tensor& dx,
                                  const Tensor& dweight) = 0;

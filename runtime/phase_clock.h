@@ -1,5 +1,6 @@
 #pragma once
-// Where the time of a step goes: a stopwatch with one counter a phase, of which one runs at any time.
+// Where the time of a step goes: a stopwatch with one counter a phase, of which one runs at any
+// time.
 
 #include <array>
 #include <chrono>
@@ -9,19 +10,36 @@
 
 namespace supra {
 
-enum class Phase : uint8_t { data, gather, forward, backward, reduce, optimizer, checkpoint, other };
+enum class Phase : uint8_t {
+  data,
+  gather,
+  forward,
+  backward,
+  reduce,
+  optimizer,
+  checkpoint,
+  other
+};
 inline constexpr int phases = 8;
 
 constexpr std::string_view name_of(Phase p) {
   switch (p) {
-    case Phase::data: return "data";
-    case Phase::gather: return "gather";
-    case Phase::forward: return "forward";
-    case Phase::backward: return "backward";
-    case Phase::reduce: return "reduce";
-    case Phase::optimizer: return "optimizer";
-    case Phase::checkpoint: return "checkpoint";
-    case Phase::other: return "other";
+    case Phase::data:
+      return "data";
+    case Phase::gather:
+      return "gather";
+    case Phase::forward:
+      return "forward";
+    case Phase::backward:
+      return "backward";
+    case Phase::reduce:
+      return "reduce";
+    case Phase::optimizer:
+      return "optimizer";
+    case Phase::checkpoint:
+      return "checkpoint";
+    case Phase::other:
+      return "other";
   }
   return "?";
 }
@@ -34,8 +52,7 @@ class PhaseClock {
   /// Stops the running phase and starts another; returns the one stopped.
   Phase enter(Phase next) {
     const auto now = Clock::now();
-    seconds_[static_cast<size_t>(running_)] +=
-        std::chrono::duration<double>(now - since_).count();
+    seconds_[static_cast<size_t>(running_)] += std::chrono::duration<double>(now - since_).count();
     since_ = now;
     return std::exchange(running_, next);
   }

@@ -1,7 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/config.h"
-#include "model/hf_config.h"
+#include "model/huggingface/config.h"
 #include "tests/temporary_folder.h"
 
 using namespace supra;

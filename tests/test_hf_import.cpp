@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "model/hf_import.h"
+#include "model/huggingface/import.h"
 #include "model/model_file.h"
 #include "tests/temporary_folder.h"
 

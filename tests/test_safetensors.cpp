@@ -3,7 +3,7 @@
 #include <limits>
 #include <vector>
 
-#include "model/safetensors.h"
+#include "model/huggingface/safetensors.h"
 #include "tests/temporary_folder.h"
 
 using namespace supra;

@@ -1,4 +1,4 @@
-#include "model/hf_import.h"
+#include "model/huggingface/import.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,9 +8,9 @@
 
 #include <fmt/ranges.h>
 
-#include "model/hf_config.h"
+#include "model/huggingface/config.h"
 #include "model/model_file.h"
-#include "model/safetensors.h"
+#include "model/huggingface/safetensors.h"
 #include "runtime/durable.h"
 #include "runtime/json.h"
 
@@ -117,9 +117,7 @@ ImportSummary import_hf(const std::string& folder, const std::string& output, bo
       copy_weights(weights, units, dtype, file, [&](int64_t done) { progress(done, total); });
       file.flush();
     }
-    sync_to_disk(temporary);
-    std::filesystem::rename(temporary, output);
-    sync_to_disk(std::filesystem::absolute(output).parent_path());
+    publish(temporary, output);
   } catch (...) {
     std::filesystem::remove(temporary, ignored);
     throw;

@@ -1,4 +1,4 @@
-#include "model/hf_config.h"
+#include "model/huggingface/config.h"
 
 #include <string_view>
 #include <utility>

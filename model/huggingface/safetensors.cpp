@@ -1,4 +1,4 @@
-#include "model/safetensors.h"
+#include "model/huggingface/safetensors.h"
 
 #include <algorithm>
 #include <bit>

@@ -1,0 +1,316 @@
+// Parameters, gradients, training steps and checkpoints over ranks.
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include <doctest/doctest.h>
+
+#include "model/model_file.h"
+#include "parallel/checkpoint.h"
+#include "parallel/mpi_communicator.h"
+#include "tests/small_model.h"
+
+using namespace supra;
+using namespace supra::test;
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr int64_t tokens = 6;
+
+EngineOptions options_for(DType dtype, Trained trained = Trained::all) {
+  EngineOptions o;
+  o.model = {.dtype = dtype, .batch = 1, .tokens = tokens};
+  o.trained = trained;
+  return o;
+}
+
+ModelConfig model_of(bool tied, int64_t layers = 3) {
+  ModelConfig c = small_model();
+  c.tied_head = tied;
+  c.layers = layers;
+  return c;
+}
+
+/// Calls f(config, options) for every combination that sharding distinguishes.
+template <class F>
+void for_each_kind(const F& f) {
+  for (const bool tied : {false, true}) {
+    for (const DType dtype : {DType::fp32, DType::bf16}) {
+      for (const Trained trained : {Trained::all, Trained::new_weights, Trained::nothing}) {
+        CAPTURE(tied);
+        CAPTURE(name_of(dtype));
+        CAPTURE(int(trained));
+        f(model_of(tied), options_for(dtype, trained));
+      }
+    }
+  }
+}
+
+float value_at(const Tensor& t, int64_t i) {
+  return t.dtype() == DType::bf16 ? float(t.data<bf16>()[i]) : t.data<float>()[i];
+}
+
+/// How many elements of a gathered unit are not the weights it was loaded with.
+int64_t wrong_weights(const UnitSpec& unit, std::span<const Tensor> tensors, DType dtype) {
+  int64_t wrong = tensors.size() == unit.parameters.size() ? 0 : 1;
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    const ParameterSpec& p = unit.parameters[k];
+    wrong += tensors[k].shape() != p.shape;
+    for (int64_t i = 0; i < p.shape.numel(); ++i) {
+      wrong += value_at(tensors[k], i) != static_cast<float>(round_to(dtype, small_weight(p, i)));
+    }
+  }
+  return wrong;
+}
+
+/// A window of tokens for each global sample.
+std::vector<int32_t> windows(const ModelConfig& c, int64_t begin, int64_t count) {
+  const Draw token = indices(c.vocabulary);
+  std::vector<int32_t> all;
+  for (int64_t i = begin * (tokens + 1); i < (begin + count) * (tokens + 1); ++i) {
+    all.push_back(static_cast<int32_t>(token(RandomStream(3, "windows"), i)));
+  }
+  return all;
+}
+
+/// A folder that all ranks see, removed by the first.
+class SharedFolder {
+ public:
+  explicit SharedFolder(Communicator& c) : communicator_(c) {
+    char name[] = "/tmp/supra_mpi_XXXXXX";
+    if (c.rank() == 0) REQUIRE(mkdtemp(name) != nullptr);
+    c.broadcast_host(name, sizeof(name), 0);
+    path_ = name;
+  }
+  ~SharedFolder() {
+    communicator_.gather_values(0);  // until all are done with it
+    if (communicator_.rank() == 0) fs::remove_all(path_);
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  Communicator& communicator_;
+  std::string path_;
+};
+
+}  // namespace
+
+TEST_CASE("sharding: a gathered unit has the weights of one rank, on any number of ranks") {
+  const auto c = make_mpi_communicator();
+  for_each_kind([&](const ModelConfig& config, const EngineOptions& options) {
+    SmallEngine run(config, options, c.get());
+    ShardedParameters& parameters = run.parameters();
+    const auto last = static_cast<int>(parameters.units().size()) - 1;
+    for (int round = 0; round < 2; ++round) {
+      // Forwards and backwards, as a step does, the next unit being gathered meanwhile.
+      for (int i = 0; i <= 2 * last; ++i) {
+        const int unit = i <= last ? i : 2 * last - i;
+        const int next = i < last ? i + 1 : std::max(0, unit - 1);
+        const ParameterStore::Held held(parameters, unit);
+        parameters.prefetch(next);
+        CHECK(wrong_weights(parameters.units()[static_cast<size_t>(unit)], held.tensors(),
+                            options.model.dtype) == 0);
+      }
+      parameters.parameters_changed();
+    }
+  });
+}
+
+TEST_CASE("sharding: a unit whose slot is in use is refused, and so is a release too many") {
+  const auto c = make_mpi_communicator();
+  if (c->size() == 1) return;  // nothing is gathered, so every unit can be held at once
+  SmallEngine run(model_of(false, 4), options_for(DType::fp32), c.get());
+  ShardedParameters& parameters = run.parameters();
+  const ParameterStore::Held first(parameters, 1), second(parameters, 2);
+  CHECK_THROWS_AS(parameters.acquire(3), Error);
+  parameters.prefetch(3);  // only a hint
+  CHECK(wrong_weights(parameters.units()[1], first.tensors(), DType::fp32) == 0);
+  CHECK_THROWS_AS(parameters.release(4), Error);
+  CHECK_THROWS_AS(parameters.reduce(1), Error);
+}
+
+TEST_CASE("sharding: gradients are summed over ranks and micro-batches") {
+  const auto c = make_mpi_communicator();
+  const auto gradient = [](int rank, int micro_batch, int64_t i) {
+    return static_cast<float>((i % 97 + 1) * (rank + 1) + 1000 * micro_batch);
+  };
+  for (const bool tied : {false, true}) {
+    SmallEngine run(model_of(tied), options_for(DType::bf16), c.get());
+    ShardedParameters& parameters = run.parameters();
+    const auto last = static_cast<int>(parameters.units().size()) - 1;
+    parameters.zero_gradients();
+    for (int micro_batch = 0; micro_batch < 2; ++micro_batch) {
+      for (int unit = last; unit >= 0; --unit) {
+        for (const Tensor& t : parameters.gradients(unit)) {
+          for (int64_t i = 0; i < t.numel(); ++i) {
+            t.data<float>()[i] += gradient(c->rank(), micro_batch, i);
+          }
+        }
+        parameters.reduce(unit);
+      }
+    }
+    parameters.finish_reductions();
+    int64_t wrong = 0;
+    for (const Place& p : parameters.places()) {
+      const Region& r = parameters.regions()[static_cast<size_t>(p.region)];
+      for (int64_t i = 0; i < p.spec->shape.numel(); ++i) {
+        const int64_t mine = p.offset + i - c->rank() * r.shard_size;
+        if (mine < 0 || mine >= r.shard_size) continue;
+        float expected = 0;  // whole numbers, so any order gives it
+        for (int rank = 0; rank < c->size(); ++rank) {
+          expected += gradient(rank, 0, i) + gradient(rank, 1, i);
+        }
+        wrong += r.gradient.data<float>()[mine] != expected;
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("sharding: training steps are those of one rank, but for roundings") {
+  const auto c = make_mpi_communicator();
+  constexpr int64_t samples = 12;
+  for (const bool tied : {false, true}) {
+    for (const bool recompute : {false, true}) {
+      for (const Trained trained : {Trained::all, Trained::new_weights}) {
+        const ModelConfig config = model_of(tied);
+        EngineOptions options = options_for(DType::fp32, trained);
+        options.model.recompute_blocks = recompute;
+        SmallEngine alone(config, options), ours(config, options, c.get());
+        const int64_t mine = samples / c->size();
+        for (int64_t step = 0; step < 3; ++step) {
+          const StepResult one =
+              alone.engine.step(windows(config, step * samples, samples), 1e-2, step);
+          const StepResult all = ours.engine.step(
+              windows(config, step * samples + c->rank() * mine, mine), 1e-2, step);
+          CHECK(all.loss.cross_entropy == doctest::Approx(one.loss.cross_entropy).epsilon(1e-5));
+          CHECK(all.loss.z_loss == doctest::Approx(one.loss.z_loss).epsilon(1e-5));
+          CHECK(all.grad_norm == doctest::Approx(one.grad_norm).epsilon(1e-5));
+          CHECK(all.loss.tokens == one.loss.tokens);
+        }
+        CHECK(ours.arena.high_water() == ours.plan.bytes);
+        CHECK(ours.arena.table() == ours.plan.table);
+      }
+    }
+  }
+}
+
+TEST_CASE("evaluation: windows that do not fill the ranks count once each") {
+  const auto c = make_mpi_communicator();
+  const ModelConfig config = model_of(false);
+  SmallEngine alone(config, options_for(DType::fp32));
+  SmallEngine ours(config, options_for(DType::fp32), c.get());
+  for (const int64_t count : {1, 5, 8}) {
+    const Loss one = alone.engine.evaluate(windows(config, 0, count), count);
+    const int64_t batches = (count + c->size() - 1) / c->size();
+    const int64_t first = std::min(count, c->rank() * batches);
+    const int64_t last = std::min(count, first + batches);
+    const Loss all = ours.engine.evaluate(windows(config, first, last - first), batches);
+    CHECK(all.tokens == count * tokens);
+    CHECK(all.cross_entropy == doctest::Approx(one.cross_entropy).epsilon(1e-6));
+  }
+}
+
+TEST_CASE("step: a loss that is not finite on one rank stops all, before anything is changed") {
+  const auto c = make_mpi_communicator();
+  const ModelConfig config = model_of(false);
+  SmallEngine run(config, options_for(DType::fp32), c.get());
+  const int culprit = c->size() - 1;
+  const Region& embedding = run.parameters().regions()[0];
+  std::vector<int32_t> tokens_of_mine(tokens + 1, 0);
+  if (c->rank() == 0) embedding.master.data<float>()[0] = INFINITY;  // token 0's first number
+  if (c->rank() != culprit) std::fill(tokens_of_mine.begin(), tokens_of_mine.end(), 5);
+  std::vector<std::vector<float>> before;
+  for (const Region& r : run.parameters().regions()) {
+    before.emplace_back(r.master.data<float>(), r.master.data<float>() + r.shard_size);
+  }
+  try {
+    run.engine.step(tokens_of_mine, 1e-2, 0);
+    FAIL("nothing was thrown");
+  } catch (const AgreedError& e) {
+    CHECK(e.code() == ExitCode::not_finite);
+    CHECK(std::string(e.what()).find(fmt::format("rank {}", culprit)) != std::string::npos);
+  }
+  size_t k = 0;
+  for (const Region& r : run.parameters().regions()) {
+    CHECK(std::memcmp(before[k++].data(), r.master.address(), r.master.bytes()) == 0);
+  }
+}
+
+TEST_CASE("checkpoint: saved on these ranks, it is the same model on one rank and on all") {
+  const auto c = make_mpi_communicator();
+  for (const DType dtype : {DType::fp32, DType::bf16}) {
+    for (const Trained trained : {Trained::all, Trained::new_weights}) {
+      const SharedFolder folder(*c);
+      const ModelConfig config = model_of(true);
+      SmallEngine saved(config, options_for(dtype, trained), c.get());
+      saved.engine.step(windows(config, c->rank(), 1), 1e-2, 0);
+      RunState state{.step = 1, .tokens = 6, .samples = c->size(), .recipe = "r", .commit = "c"};
+      const std::string checkpoint = save_checkpoint(folder.path(), config, state,
+                                                     saved.parameters(), *saved.device, *c);
+      CHECK(read_run_state(checkpoint, config).samples == c->size());
+
+      SmallEngine one(config, options_for(dtype, trained));
+      load_checkpoint(checkpoint, one.parameters(), *one.device, *one.alone);
+      SmallEngine again(config, options_for(dtype, trained), c.get());
+      load_checkpoint(checkpoint, again.parameters(), *again.device, *c);
+      const ModelFile file(checkpoint);
+      int64_t wrong = 0;
+      for (const Place& p : saved.parameters().places()) {
+        const auto region = static_cast<size_t>(p.region);
+        const Region& a = saved.parameters().regions()[region];
+        const Region& b = one.parameters().regions()[region];
+        const Region& d = again.parameters().regions()[region];
+        const int64_t n = p.spec->shape.numel();
+        std::vector<float> whole(static_cast<size_t>(n), NAN);
+        file.read(p.spec->name, DType::fp32, 0, n, whole.data());
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t mine = p.offset + i - c->rank() * a.shard_size;
+          if (mine < 0 || mine >= a.shard_size) continue;
+          const auto differ = [&](const Tensor& x, const Tensor& on_one, const Tensor& on_all) {
+            if (!x) return false;
+            const float expected = value_at(x, mine);
+            return value_at(on_one, p.offset + i) != expected || value_at(on_all, mine) != expected;
+          };
+          wrong += differ(a.master, b.master, d.master);
+          wrong += differ(a.compute, b.compute, d.compute);
+          wrong += differ(a.first_moment, b.first_moment, d.first_moment);
+          wrong += differ(a.second_moment, b.second_moment, d.second_moment);
+          wrong += whole[static_cast<size_t>(i)] != value_at(a.master ? a.master : a.compute, mine);
+        }
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("checkpoint: one rank that cannot write fails all, and the one before stays") {
+  const auto c = make_mpi_communicator();
+  const SharedFolder folder(*c);
+  const ModelConfig config = model_of(false);
+  SmallEngine run(config, options_for(DType::fp32), c.get());
+  const auto save = [&](int64_t step) {
+    return save_checkpoint(folder.path(), config, {.step = step, .recipe = "", .commit = ""},
+                           run.parameters(), *run.device, *c);
+  };
+  const std::string first = save(1);
+  const std::string parent = fs::path(first).parent_path();
+  c->gather_values(0);
+  if (c->rank() == 0) {
+    fs::rename(parent, parent + ".away");
+    std::ofstream(parent) << "a file in the way";
+  }
+  c->gather_values(0);
+  CHECK_THROWS_AS(save(2), AgreedError);
+  if (c->rank() == 0) {
+    fs::remove(parent);
+    fs::rename(parent + ".away", parent);
+  }
+  c->gather_values(0);
+  CHECK(latest_checkpoint(folder.path()) == first);
+}
