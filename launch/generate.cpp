@@ -46,6 +46,12 @@ std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
 /// Draws from softmax(logits / temperature), cut to the fewest tokens whose probability reaches
 /// top_p; temperature 0 takes the likeliest.
 int32_t sample(const std::vector<float>& logits, double temperature, double top_p, double uniform) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
+    throw Error(
+        ExitCode::not_finite,
+        "the model's logits are not finite: its weights hold values that are not; see `supra "
+        "inspect --stats`");
+  }
   const auto likeliest = std::max_element(logits.begin(), logits.end());
   if (temperature <= 0) return static_cast<int32_t>(likeliest - logits.begin());
   std::vector<double> p(logits.size());

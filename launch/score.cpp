@@ -122,17 +122,27 @@ void score_recurrent(const ScoreOptions& o, const Rows& rows, const Sink& sink) 
       sink);
 }
 
+void write_scores(const ScoreOptions& o, const std::vector<int64_t>& shape,
+                  const std::vector<float>& logprob, double loss) {
+  const std::string aside = o.output + ".tmp";
+  {
+    hdf5::File file = hdf5::File::create(aside);
+    file.set("/", "format", std::string("supra-scores 1"));
+    file.set("/", "model", o.inference.model);
+    file.set("/", "mean_loss", loss);
+    file.write_all("/logprob", hdf5::Type::fp32, shape, logprob.data());
+    file.flush();
+  }
+  publish(aside, o.output);
+}
+
 ExitCode run_score(const ScoreOptions& o) {
   const Rows rows(o, ModelFile(o.inference.model).config().vocabulary);
   const int64_t T = rows.length() - 1;
-  std::unique_ptr<hdf5::File> out;
-  if (!o.output.empty()) {
-    out = std::make_unique<hdf5::File>(hdf5::File::create(o.output + ".tmp"));
-    out->create_dataset("/logprob", hdf5::Type::fp32, {rows.count(), T});
-  }
+  std::vector<float> scores(o.output.empty() ? 0 : static_cast<size_t>(rows.count() * T));
   double sum = 0;
   const auto sink = [&](int64_t begin, int64_t n, const std::vector<float>& logprob) {
-    if (out) out->write("/logprob", hdf5::Type::fp32, begin * T, n * T, logprob.data());
+    if (!scores.empty()) std::copy_n(logprob.begin(), n * T, scores.begin() + begin * T);
     sum = std::accumulate(logprob.begin(), logprob.begin() + n * T, sum);
   };
   if (o.recurrent) {
@@ -141,14 +151,14 @@ ExitCode run_score(const ScoreOptions& o) {
     score_parallel(o, rows, sink);
   }
   const double loss = -sum / static_cast<double>(rows.count() * T);
-  if (out) {
-    out->set("/", "format", std::string("supra-scores 1"));
-    out->set("/", "model", o.inference.model);
-    out->set("/", "mean_loss", loss);
-    out->flush();
-    out.reset();
-    publish(o.output + ".tmp", o.output);
+  if (!std::isfinite(loss)) {
+    throw Error(
+        ExitCode::not_finite,
+        fmt::format("the mean loss of {} is {}: its weights hold values that are not finite; "
+                    "see `supra inspect --stats {}`",
+                    o.inference.model, loss, o.inference.model));
   }
+  if (!o.output.empty()) write_scores(o, {rows.count(), T}, scores, loss);
   fmt::print("mean loss {:.6f} nats/token, perplexity {:.3f}, {} tokens predicted\n", loss,
              std::exp(loss), rows.count() * T);
   return ExitCode::done;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -9,6 +10,7 @@
 #include "launch/engine_options.h"
 #include "launch/recipe.h"
 #include "launch/run_log.h"
+#include "model/flops.h"
 #include "model/model_file.h"
 #include "optim/schedule.h"
 #include "parallel/checkpoint.h"
@@ -17,6 +19,8 @@
 #include "parallel/mpi_communicator.h"
 #include "parallel/sample_order.h"
 #include "parallel/token_file.h"
+#include "runtime/product_rate.h"
+#include "runtime/random.h"
 
 namespace supra {
 namespace {
@@ -27,23 +31,42 @@ struct TrainOptions {
   std::vector<std::string> overrides;
 };
 
-/// The checkpoint to go on from, if any.
-std::optional<std::string> checkpoint_to_resume(const RunRecipe& run) {
-  if (run.resume == "none") return std::nullopt;
-  if (run.resume == "latest") return latest_checkpoint(run.folder);
+/// The checkpoint to go on from; empty: none.
+std::string checkpoint_to_resume(const RunRecipe& run) {
+  if (run.resume == "none") return {};
+  if (run.resume == "latest") return latest_checkpoint(run.folder).value_or("");
   return run.resume;
 }
 
-/// Memory that this host can still give, or 0 where the system does not tell.
+/// Going on means the same samples in the same order, and moments for what is trained.
+void check_resumption(const Recipe& now, const RunState& state, int64_t windows) {
+  const Recipe then = parse_recipe(state.recipe, "the checkpoint's recipe");
+  const auto check = [](std::string_view key, const auto& was, const auto& is) {
+    if (was == is) return;
+    fail_input(
+        "{} was {} in the run to resume and is {} now; keep it, or begin a new run with "
+        "model.base set to the checkpoint",
+        key, was, is);
+  };
+  check("data.sequence_length", then.data.sequence_length, now.data.sequence_length);
+  check("data.seed", then.data.seed, now.data.seed);
+  check("the number of windows in data.train", state.windows, windows);
+  check("train.train", name_of(then.train.train), name_of(now.train.train));
+}
+
+/// Memory that this host can still give to this process, or 0 where the system does not tell.
 size_t available_host_memory() {
-  std::ifstream file("/proc/meminfo");
+  size_t available = 0, kib = 0;
   std::string key;
-  size_t kib = 0;
-  while (file >> key >> kib) {
-    if (key == "MemAvailable:") return kib * 1024;
-    file.ignore(64, '\n');
+  for (std::ifstream file("/proc/meminfo"); file >> key >> kib; file.ignore(64, '\n')) {
+    if (key == "MemAvailable:") available = kib * 1024;
   }
-  return 0;
+  size_t limit = 0, used = 0;  // of the container or job; "max" where there is none
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used && limit > used) {
+    available = std::min(available, limit - used);
+  }
+  return available;
 }
 
 size_t peak_memory() {
@@ -62,8 +85,11 @@ class Run {
       recipe_ = load_recipe(options.recipe, options.overrides);
       open();
     });
+    resume();
+    together(*communicator_, [&] { check_same_run(); });
     together(*communicator_, [&] { make_engine(); });
     together(*communicator_, [&] { load(); });
+    measure_peak();
     together(*communicator_, [&] { open_log(); });
     if (state_.step == 0) validate();
     while (state_.step < steps_) {
@@ -99,8 +125,41 @@ class Run {
       }
     }
     steps_ = total_steps(recipe_);
-    resume_ = checkpoint_to_resume(recipe_.run);
-    if (resume_) state_ = read_run_state(*resume_, config_);
+    state_.windows = train_->windows(data.sequence_length);
+  }
+
+  /// One rank looks for the checkpoint, for all: file systems may show ranks different things.
+  void resume() {
+    std::array<char, 4096> path{};
+    together(*communicator_, [&] {
+      if (!leader()) return;
+      const std::string found = checkpoint_to_resume(recipe_.run);
+      SUPRA_CHECK(found.size() < path.size(), "a checkpoint's path of {} bytes", found.size());
+      found.copy(path.data(), path.size() - 1);
+    });
+    communicator_->broadcast_host(path.data(), path.size(), 0);
+    resume_ = path.data();
+    if (resume_.empty()) return;
+    together(*communicator_, [&] {
+      const int64_t windows = state_.windows;
+      state_ = read_run_state(resume_, config_);
+      check_resumption(recipe_, state_, windows);
+    });
+  }
+
+  /// Ranks that read different files would train on different things without noticing.
+  void check_same_run() {
+    const std::string run = fmt::format("{} {} {} {} {}", to_toml(recipe_), to_json(config_),
+                                        steps_, state_.step, state_.windows);
+    const auto all = communicator_->gather_values(RandomStream(0, run).bits(0));
+    for (size_t r = 1; r < all.size(); ++r) {
+      if (all[r] != all[0]) {
+        fail_input(
+            "rank {} has another recipe, base, token file or checkpoint before it than rank 0; "
+            "they must lie where all ranks see the same files",
+            r);
+      }
+    }
   }
 
   void make_engine() {
@@ -119,9 +178,20 @@ class Run {
     engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_, *communicator_);
   }
 
+  /// The products that all ranks together can do, measured while all of them do.
+  void measure_peak() {
+    const DType dtype = engine_options(recipe_).model.dtype;
+    for (const double rate : communicator_->gather_values(measure_product_rate(*device_, dtype))) {
+      peak_flops_ += rate;
+    }
+    flops_per_token_ = training_flops_per_token(config_, engine_->parameters().units(),
+                                                recipe_.data.sequence_length,
+                                                recipe_.train.train == Trainable::new_weights);
+  }
+
   void load() {
-    if (resume_) {
-      load_checkpoint(*resume_, engine_->parameters(), *device_, *communicator_);
+    if (!resume_.empty()) {
+      load_checkpoint(resume_, engine_->parameters(), *device_, *communicator_);
     } else {
       load_weights(engine_->parameters(), *device_, base_.get(),
                    static_cast<uint64_t>(recipe_.train.init_seed));
@@ -142,7 +212,7 @@ class Run {
                  .trained_parameters = engine_->parameters().trained_parameters(),
                  .memory = plan_.table,
                  .recipe_hash = recipe_hash(recipe_)});
-    if (resume_) log_->say(fmt::format("resumed from {}", *resume_));
+    if (!resume_.empty()) log_->say(fmt::format("resumed from {}", resume_));
   }
 
   /// This rank's windows of the step to come: its share, in order, of the global batch.
@@ -158,6 +228,19 @@ class Run {
     return windows;
   }
 
+  /// Runs what may find a loss or gradient that is not finite, and says at which step.
+  template <class F>
+  auto finite(const F& f) -> decltype(f()) {
+    try {
+      return f();
+    } catch (const AgreedError& e) {
+      throw AgreedError(
+          e.code(), fmt::format("step {}: {}; nothing was updated since: try a lower "
+                                "train.learning_rate or a longer warm-up, from the last checkpoint",
+                                state_.step + 1, e.what()));
+    }
+  }
+
   void step() {
     const auto began = std::chrono::steady_clock::now();
     const double lr = learning_rate_at({.learning_rate = recipe_.train.learning_rate,
@@ -165,15 +248,7 @@ class Run {
                                         .warmup_steps = recipe_.train.warmup_steps,
                                         .total_steps = steps_},
                                        state_.step);
-    StepResult result;
-    try {
-      result = engine_->step(read_batch(), lr, state_.step);
-    } catch (const AgreedError& e) {
-      throw AgreedError(e.code(), fmt::format("step {}: {}; nothing was updated: try a lower "
-                                              "train.learning_rate or a longer warm-up, from the "
-                                              "last checkpoint",
-                                              state_.step + 1, e.what()));
-    }
+    const StepResult result = finite([&] { return engine_->step(read_batch(), lr, state_.step); });
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     state_.step += 1;
@@ -188,6 +263,9 @@ class Run {
                 .grad_norm = result.grad_norm,
                 .lr = lr,
                 .tokens_per_second = static_cast<double>(result.loss.tokens) / seconds,
+                .mfu = flops_per_token_ * static_cast<double>(result.loss.tokens) /
+                       (seconds * peak_flops_),
+                .mfu_peak_flops = peak_flops_,
                 .seconds = phases_of_step,
                 .memory = plan_.table});
   }
@@ -203,7 +281,7 @@ class Run {
       validation_->read_window(i, recipe_.data.sequence_length,
                                windows.data() + (i - first) * window_size());
     }
-    const Loss loss = engine_->evaluate(windows, batches);
+    const Loss loss = finite([&] { return engine_->evaluate(windows, batches); });
     engine_->clock().take();  // no part of any step
     if (leader()) {
       log_->validation({.step = state_.step, .tokens = state_.tokens, .loss = loss.cross_entropy});
@@ -236,8 +314,9 @@ class Run {
   std::unique_ptr<SampleOrder> order_;
   int64_t validation_windows_ = 0;
   int64_t steps_ = 0;
-  std::optional<std::string> resume_;
+  std::string resume_;  ///< the checkpoint gone on from; empty: none
   RunState state_;
+  double peak_flops_ = 0, flops_per_token_ = 0;
   MemoryPlan plan_;
   std::unique_ptr<Arena> arena_;
   std::unique_ptr<Engine> engine_;
@@ -251,18 +330,25 @@ ExitCode run_train(const TrainOptions& options) {
   }
   if (options.recipe.empty()) fail_input("which recipe? supra train RECIPE.toml");
   MpiSession session;
+  // Outlives the handlers: nothing that a collective under way may still use goes before the ranks
+  // are told.
+  Run run(session);
+  const auto alone = [&](ExitCode code, const std::string& report) {
+    fmt::print(stderr, "supra: {}\n", report);
+    if (session.size() > 1) session.abort(static_cast<int>(code));
+    return code;
+  };
   try {
-    Run(session).run(options);
+    run.run(options);
     return ExitCode::done;
   } catch (const AgreedError& e) {
     std::fflush(stdout);
     if (session.rank() == 0) fmt::print(stderr, "supra: {}\n", e.what());
     return e.code();
   } catch (const Error& e) {
-    std::fflush(stdout);
-    fmt::print(stderr, "supra: {}\n", e.report());
-    if (session.size() > 1) session.abort(static_cast<int>(e.code()));
-    return e.code();
+    return alone(e.code(), e.report());
+  } catch (const std::exception& e) {
+    return alone(ExitCode::internal, fmt::format("rank {}: {}", session.rank(), e.what()));
   }
 }
 

@@ -186,6 +186,17 @@ void validate(const ModelConfig& c) {
   check_positive("linear.eps", c.linear.eps);
 }
 
+std::string first_difference(const ModelConfig& a, const ModelConfig& b) {
+  const auto flat_a = nlohmann::json::parse(to_json(a)).flatten();
+  const auto flat_b = nlohmann::json::parse(to_json(b)).flatten();
+  for (const auto& [key, value] : flat_a.items()) {
+    if (flat_b.at(key) != value) {
+      return fmt::format("{} is {} and {}", key.substr(1), value.dump(), flat_b.at(key).dump());
+    }
+  }
+  return {};
+}
+
 std::string to_json(const ModelConfig& c) {
   Writer writer;
   visit_model(c, writer);

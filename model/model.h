@@ -28,6 +28,8 @@ class Model {
   /// Allocates what it keeps between steps. All references must outlive it.
   Model(const ModelConfig& config, const ModelOptions& options, Device& device, Arena& arena,
         ParameterStore& store, PhaseClock& clock);
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
 
   /// Adds to the store's gradients those of gradient_scale * sum(nll + z_loss lse^2), and to the
   /// loss sums. `inputs`, `targets` host [B, T]; targets -1 are ignored.

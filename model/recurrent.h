@@ -15,6 +15,8 @@ class RecurrentModel {
   /// For `batch` sequences, read at most `max_tokens` at a time. All references must outlive it.
   RecurrentModel(const ModelConfig& config, DType dtype, int64_t batch, int64_t max_tokens,
                  Device& device, Arena& arena, ParameterStore& store);
+  RecurrentModel(const RecurrentModel&) = delete;
+  RecurrentModel& operator=(const RecurrentModel&) = delete;
 
   /// Forgets everything read.
   void reset();

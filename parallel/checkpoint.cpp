@@ -102,6 +102,7 @@ void write_index(const fs::path& path, const std::string& id, const ModelConfig&
     file.set("/", "step", state.step);
     file.set("/", "tokens", state.tokens);
     file.set("/", "samples", state.samples);
+    file.set("/", "windows", state.windows);
     file.set("/", "world_size", int64_t{ranks});
     file.set("/", "shards", int64_t{ranks});
     for (const Place& p : parameters.places()) {
@@ -167,6 +168,7 @@ std::string save_checkpoint(const std::string& run_folder, const ModelConfig& co
       fs::rename(aside, final);
     }
     sync_to_disk(parent);
+    sync_to_disk(run_folder);
   });
   return final.string();
 }
@@ -199,14 +201,13 @@ RunState read_run_state(const std::string& checkpoint, const ModelConfig& config
                checkpoint);
   }
   if (model.config() != config) {
-    fail_input(
-        "checkpoint {} is of another architecture than the recipe asks for:\n  checkpoint {}\n  "
-        "recipe     {}",
-        checkpoint, to_json(model.config()), to_json(config));
+    fail_input("checkpoint {} is of another architecture than the recipe asks for: {}", checkpoint,
+               first_difference(model.config(), config));
   }
   return {.step = file.get_int("/", "step"),
           .tokens = file.get_int("/", "tokens"),
           .samples = file.get_int("/", "samples"),
+          .windows = file.get_int("/", "windows"),
           .recipe = file.get_string("/", "recipe"),
           .commit = file.get_string("/", "commit")};
 }

@@ -16,6 +16,7 @@ struct RunState {
   int64_t step = 0;     ///< steps done
   int64_t tokens = 0;   ///< trained on
   int64_t samples = 0;  ///< the data cursor: windows taken from the order
+  int64_t windows = 0;  ///< of the training file: the order is a permutation of them
   std::string recipe;   ///< resolved, TOML
   std::string commit;   ///< of the program
 };

@@ -63,10 +63,13 @@ double Engine::reduce_grad_norm() {
   add_gradient_squares(device_.ops(), parameters_.optimizer_shards(), squares_);
   double mine = 0, total = 0;
   device_.copy_out(squares_, &mine);
-  for (double s : communicator_.gather_values(mine)) total += s;
-  if (!std::isfinite(total)) {
-    throw AgreedError(ExitCode::not_finite,
-                      fmt::format("the gradient is not finite (norm^2 = {})", total));
+  const auto all = communicator_.gather_values(mine);
+  for (size_t r = 0; r < all.size(); ++r) {
+    if (!std::isfinite(all[r])) {
+      throw AgreedError(ExitCode::not_finite,
+                        fmt::format("the gradient is not finite (in rank {}'s shard)", r));
+    }
+    total += all[r];
   }
   return std::sqrt(total);
 }
@@ -90,9 +93,9 @@ StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, 
   StepResult result;
   result.loss = reduce_losses(mine * T);
   result.grad_norm = reduce_grad_norm();
+  parameters_.forget_gathered();
   optimizer_step(device_.ops(), parameters_.optimizer_shards(), options_.adamw, learning_rate,
                  clip_scale(result.grad_norm, options_.grad_clip), step);
-  parameters_.parameters_changed();
   return result;
 }
 

@@ -36,6 +36,8 @@ class Engine {
  public:
   Engine(const ModelConfig& config, const EngineOptions& options, Device& device, Arena& arena,
          Communicator& communicator);
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   /// One step. `windows` are this rank's, host [n, T+1], n a multiple of the micro-batch and the
   /// same on all ranks. A loss or gradient that is not finite is an AgreedError, before anything is

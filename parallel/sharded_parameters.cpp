@@ -56,6 +56,7 @@ void ShardedParameters::allocate(Arena& arena) {
     const int64_t n = r.shard_size;
     if (!r.trained) {
       r.compute = flat(MemoryClass::parameters, compute_, n);
+      ops_.zero(r.compute);  // the padding, that is; it is gathered and saved like the rest
       continue;
     }
     r.master = flat(MemoryClass::parameters, DType::fp32, n);
@@ -63,6 +64,8 @@ void ShardedParameters::allocate(Arena& arena) {
     r.gradient = flat(MemoryClass::gradients, DType::fp32, n);
     r.first_moment = flat(MemoryClass::optimizer, DType::fp32, n);
     r.second_moment = flat(MemoryClass::optimizer, DType::fp32, n);
+    ops_.zero(r.master);
+    ops_.zero(r.compute);
     ops_.zero(r.gradient);
     ops_.zero(r.first_moment);
     ops_.zero(r.second_moment);
@@ -221,7 +224,7 @@ void ShardedParameters::zero_gradients() {
   }
 }
 
-void ShardedParameters::parameters_changed() {
+void ShardedParameters::forget_gathered() {
   for (Slot& slot : slots_) {
     for (Pending& p : slot.gathering) p.wait();
     slot.unit = -1;

@@ -48,6 +48,9 @@ class ShardedParameters final : public ParameterStore {
   ShardedParameters(std::vector<UnitSpec> units, Trained trained, DType compute, Ops& ops,
                     Arena& arena, Communicator& communicator, PhaseClock& clock);
 
+  ShardedParameters(const ShardedParameters&) = delete;
+  ShardedParameters& operator=(const ShardedParameters&) = delete;
+
   void prefetch(int unit) override;
   std::span<const Tensor> acquire(int unit) override;
   void release(int unit) override;
@@ -58,8 +61,8 @@ class ShardedParameters final : public ParameterStore {
   void zero_gradients();
   /// Waits for the reductions under way; afterwards the gradient shards are complete.
   void finish_reductions();
-  /// After an optimizer step: what was gathered is out of date.
-  void parameters_changed();
+  /// Before the shards change: what was gathered is out of date.
+  void forget_gathered();
 
   /// Fills the shards: `read(spec, begin, count, out)` gives elements of a parameter as fp32.
   using Reader = std::function<void(const ParameterSpec&, int64_t, int64_t, float*)>;

@@ -1,5 +1,7 @@
 #include "runtime/tensor.h"
 
+#include <algorithm>
+
 #include <fmt/ranges.h>
 
 namespace supra {

@@ -2,10 +2,9 @@
 // prints, and the program fails on all ranks when a check failed on any.
 
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <unistd.h>
-
 #include <algorithm>
 #include <sstream>
+#include <unistd.h>
 
 #include <doctest/doctest.h>
 #include <fmt/format.h>
@@ -18,6 +17,7 @@ int main(int argc, char** argv) {
   const supra::MpiSession session;
   const auto communicator = supra::make_mpi_communicator();
   doctest::Context context(argc, argv);
+  context.setOption("no-colors", true);
   std::ostringstream said;
   if (session.rank() > 0) context.setCout(&said);
   const int failed = context.run();

@@ -56,15 +56,16 @@ struct SmallBatch {
 };
 
 struct SmallEngine {
-  std::unique_ptr<Device> device = make_cpu_device(2);
+  std::unique_ptr<Device> device;
   std::unique_ptr<Communicator> alone = make_single_communicator();
   MemoryPlan plan;
   Arena arena;
   Engine engine;
 
   SmallEngine(const ModelConfig& config, const EngineOptions& options,
-              Communicator* communicator = nullptr)
-      : plan(plan_memory(config, options, communicator ? communicator->size() : 1)),
+              Communicator* communicator = nullptr, int threads = 1)
+      : device(make_cpu_device(threads)),
+        plan(plan_memory(config, options, communicator ? communicator->size() : 1)),
         arena(*device, plan.bytes, true),
         engine(config, options, *device, arena, communicator ? *communicator : *alone) {
     load_small_weights(engine.parameters(), *device);
@@ -73,9 +74,9 @@ struct SmallEngine {
   ShardedParameters& parameters() { return engine.parameters(); }
   /// Of the mean of nll + z_loss lse^2 over the batch's predicted tokens.
   void accumulate_gradients(const SmallBatch& b, double z_loss, double weight = 1) {
-    engine.model().accumulate_gradients(b.inputs.data(), b.targets.data(),
-                                        static_cast<float>(z_loss),
-                                        static_cast<float>(weight / static_cast<double>(b.predicted)));
+    engine.model().accumulate_gradients(
+        b.inputs.data(), b.targets.data(), static_cast<float>(z_loss),
+        static_cast<float>(weight / static_cast<double>(b.predicted)));
   }
 };
 

@@ -2,6 +2,7 @@
 // in which the complex step differentiates the reference. Allowed errors come from Monte Carlo
 // arithmetic, as in tests/ops/check.h, so the same test serves fp32 and mixed precision.
 
+#include <algorithm>
 #include <cstring>
 
 #include <doctest/doctest.h>
@@ -213,7 +214,8 @@ std::vector<std::vector<double>> directions(const ParameterSpec& p) {
 
 double project(const Tensor& gradient, const std::vector<double>& direction) {
   double sum = 0;
-  for (size_t i = 0; i < direction.size(); ++i) sum += double{gradient.data<float>()[i]} * direction[i];
+  for (size_t i = 0; i < direction.size(); ++i)
+    sum += double{gradient.data<float>()[i]} * direction[i];
   return sum;
 }
 
@@ -256,10 +258,7 @@ double loss_error(const LossFunction& loss, double actual) {
 EngineOptions options_for(const Case& c, DType dtype, bool recompute = false,
                           Trained trained = Trained::all) {
   EngineOptions o;
-  o.model = {.dtype = dtype,
-             .recompute_blocks = recompute,
-             .batch = c.batch,
-             .tokens = c.tokens};
+  o.model = {.dtype = dtype, .recompute_blocks = recompute, .batch = c.batch, .tokens = c.tokens};
   o.trained = trained;
   o.z_loss = z_loss;
   return o;
@@ -289,6 +288,15 @@ void check_against_reference(const Case& c, DType dtype) {
 
 bool same_bits(const Tensor& a, const Tensor& b) {
   return a.shape() == b.shape() && std::memcmp(a.address(), b.address(), a.bytes()) == 0;
+}
+
+bool same_gradients(SmallEngine& x, SmallEngine& y) {
+  for (size_t u = 0; u < x.parameters().units().size(); ++u) {
+    const auto a = x.parameters().gradients(static_cast<int>(u));
+    const auto b = y.parameters().gradients(static_cast<int>(u));
+    if (!std::equal(a.begin(), a.end(), b.begin(), b.end(), same_bits)) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -332,11 +340,20 @@ TEST_CASE("model: recomputing blocks changes no bit of a gradient") {
       if (c.config.layers > 1) CHECK(recomputed.plan.bytes < kept.plan.bytes);
       kept.accumulate_gradients(batch, z_loss);
       recomputed.accumulate_gradients(batch, z_loss);
-      for (int u = 0; u < static_cast<int>(c.config.layers) + 2; ++u) {
-        const auto a = kept.parameters().gradients(u), b = recomputed.parameters().gradients(u);
-        for (size_t i = 0; i < a.size(); ++i) CHECK(same_bits(a[i], b[i]));
-      }
+      CHECK(same_gradients(kept, recomputed));
     }
+  }
+}
+
+TEST_CASE("model: the number of threads changes no bit of a gradient") {
+  for (const Case& c : cases()) {
+    CAPTURE(c.name);
+    const SmallBatch batch(c.config, c.batch, c.tokens);
+    SmallEngine one(c.config, options_for(c, DType::fp32));
+    SmallEngine three(c.config, options_for(c, DType::fp32), nullptr, 3);
+    one.accumulate_gradients(batch, z_loss);
+    three.accumulate_gradients(batch, z_loss);
+    CHECK(same_gradients(one, three));
   }
 }
 

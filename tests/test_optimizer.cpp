@@ -36,8 +36,8 @@ struct Memory {
         using T = typename std::decay_t<decltype(x)>::value_type;
         return Tensor(x.data(), dtype_of<T>, {size}).slice(begins[s], end);
       };
-      all.push_back({part(parameter), part(gradient), part(first_moment), part(second_moment),
-                     part(copy)});
+      all.push_back(
+          {part(parameter), part(gradient), part(first_moment), part(second_moment), part(copy)});
     }
     return all;
   }

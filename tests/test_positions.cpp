@@ -95,15 +95,15 @@ TEST_CASE("positions: Llama 3's frequencies are those of Hugging Face transforme
   c.base = 500000;
   c.llama3_factor = 8;
   // Of Llama 3.1 8B: kept, blended, and slowed.
-  const std::vector<std::pair<size_t, double>> published{
-      {0, 1.0},
-      {10, 0.12868738174438477},
-      {28, 0.0032114461064338684},
-      {30, 0.0013718936825171113},
-      {33, 0.0003126936499029398},
-      {36, 7.784655463183299e-05},
-      {45, 1.2297638932068367e-05},
-      {63, 3.068925877869333e-07}};
-  for (const auto& [i, f] : published) CHECK(inv_freq(c, 128, i) == doctest::Approx(f).epsilon(1e-6));
+  const std::vector<std::pair<size_t, double>> published{{0, 1.0},
+                                                         {10, 0.12868738174438477},
+                                                         {28, 0.0032114461064338684},
+                                                         {30, 0.0013718936825171113},
+                                                         {33, 0.0003126936499029398},
+                                                         {36, 7.784655463183299e-05},
+                                                         {45, 1.2297638932068367e-05},
+                                                         {63, 3.068925877869333e-07}};
+  for (const auto& [i, f] : published)
+    CHECK(inv_freq(c, 128, i) == doctest::Approx(f).epsilon(1e-6));
   CHECK(difference(rope_tables(c, 128, 50), reference::rope_tables(c, 128, 50)) < 0x1p-24);
 }

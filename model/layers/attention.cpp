@@ -27,12 +27,15 @@ Tensor heads(const Context& c, const Tensor& t) {
   return t.view({c.batch, c.tokens, t.size(1) / d, d});
 }
 
-/// k has a matrix of its own only when the map is dense and it has fewer heads than q.
-const Tensor& key_map(const AttentionTensors& w) {
-  return w.feature_map_kv ? w.feature_map_kv : w.feature_map;
+/// k has a map of its own only when maps are dense and it has fewer heads than q.
+bool own_key_map(const Context& c) {
+  return c.config.linear.feature_map == FeatureMap::dense && c.config.kv_heads != c.config.heads;
 }
-const Tensor& key_bias(const AttentionTensors& w) {
-  return w.feature_bias_kv ? w.feature_bias_kv : w.feature_bias;
+const Tensor& key_map(const Context& c, const AttentionTensors& t) {
+  return own_key_map(c) ? t.feature_map_kv : t.feature_map;
+}
+const Tensor& key_bias(const Context& c, const AttentionTensors& t) {
+  return own_key_map(c) ? t.feature_bias_kv : t.feature_bias;
 }
 
 /// phi of q and k, and their norms: q_in, k_in -> q, k (and v repeated where k had to be).
@@ -43,7 +46,7 @@ void map_features(const Context& c, const AttentionTensors& w, AttentionSaved& s
   c.ops.linear_forward(
       {.x = s.q_in, .w = w.feature_map, .bias = w.feature_bias, .y = s.q_map, .relu = true});
   c.ops.linear_forward(
-      {.x = s.k_in, .w = key_map(w), .bias = key_bias(w), .y = s.k_map, .relu = true});
+      {.x = s.k_in, .w = key_map(c, w), .bias = key_bias(c, w), .y = s.k_map, .relu = true});
   s.q = s.q_map;
   s.k = s.k_map;
   if (!w.q_norm) return;
@@ -105,7 +108,7 @@ Gradients map_features_backward(const Context& c, const AttentionTensors& w,
   }
   return {feature_map_backward(c, w.feature_map, grad.feature_map, grad.feature_bias, s.q_in,
                                s.q_map, d.q),
-          feature_map_backward(c, key_map(w), key_map(grad), key_bias(grad), s.k_in, s.k_map, d.k),
+          feature_map_backward(c, key_map(c, w), key_map(c, grad), key_bias(c, grad), s.k_in, s.k_map, d.k),
           d.v};
 }
 

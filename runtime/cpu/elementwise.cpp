@@ -1,6 +1,6 @@
 // Elementwise ops, sums, and the gathers of rows.
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 

@@ -44,10 +44,10 @@ SUPRA_INLINE void relu_backward_rows(const T* y, const T* dy, T* dz, float* bias
   }
 }
 
-SUPRA_KERNEL void relu_backward_rows(DType t, const Tensor& y, const Tensor& dy, const Tensor& dz,
+SUPRA_KERNEL void relu_backward_columns(const Tensor& y, const Tensor& dy, const Tensor& dz,
                                      int64_t first, float* bias_sum, int64_t rows, int64_t columns,
                                      int64_t stride) {
-  if (t == DType::bf16) {
+  if (y.dtype() == DType::bf16) {
     relu_backward_rows(static_cast<const bf16*>(y.address()) + first,
                        static_cast<const bf16*>(dy.address()) + first,
                        static_cast<bf16*>(dz.address()) + first, bias_sum, rows, columns, stride);
@@ -134,11 +134,10 @@ void CpuOps::relu_bias_backward(const Tensor& y, const Tensor& dy, const Tensor&
   const int64_t bias = dbias ? dbias.numel() : width;
   const int64_t out = dbias ? dbias.size(dbias.shape().rank() - 1) : width;
   constexpr int64_t block = 64;
-  Scratch& scratch = scratch_;
-  float* sums = scratch.get<float>(width);
+  float* sums = scratch_.get<float>(width);
   parallel_blocks(threads_, width, block, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) sums[i] = 0;
-    relu_backward_rows(y.dtype(), y, dy, dz, begin, sums + begin, rows, end - begin, width);
+    relu_backward_columns(y, dy, dz, begin, sums + begin, rows, end - begin, width);
   });
   if (!dbias) return;
   float* d = dbias.data<float>();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
+#include <type_traits>
 
 #include "runtime/cpu/attention_tile.h"
 #include "runtime/cpu/cpu_device.h"
@@ -142,9 +144,23 @@ void store_state(const float* tile, const Tensor& state, int64_t b, int64_t h, c
   if (state) tile_store(tile, rows, s.d, {}, 1, to.at((b * s.heads + h) * rows));
 }
 
+/// Room for the decays of a group's heads.
+Decay* take_decays(TileMemory& m, const Sizes& s) {
+  static_assert(sizeof(Decay) % sizeof(float) == 0 && std::is_trivially_copyable_v<Decay>);
+  return reinterpret_cast<Decay*>(
+      m.take(s.group * static_cast<int64_t>(sizeof(Decay) / sizeof(float))));
+}
+
+void make_decays(const LinearAttentionParams& p, const Sizes& s, int64_t kv, Decay* decays) {
+  for (int64_t g = 0; g < s.group; ++g) {
+    std::construct_at(decays + g, p.slopes.data<float>()[kv * s.group + g]);
+  }
+}
+
 /// Scratch of a forward task.
 struct ForwardTiles {
   float *k, *kt, *v, *q, *scaled, *scores, *o, *statistics, *states, *key_sums;
+  Decay* decays;
 
   ForwardTiles(TileMemory& m, const Sizes& s)
       : k(m.take(chunk * s.ld)),
@@ -156,7 +172,8 @@ struct ForwardTiles {
         o(m.take(chunk * s.ld)),
         statistics(m.take(chunk)),
         states(m.take(s.group * s.d * s.ld)),
-        key_sums(m.take(s.group * s.ld)) {}
+        key_sums(m.take(s.group * s.ld)),
+        decays(take_decays(m, s)) {}
 };
 
 void store_rows(const LinearAttentionForward& op, const Sizes& s, int64_t b, int64_t h,
@@ -188,6 +205,7 @@ void advance_state(const Decay& decay, int64_t n, const Sizes& s, const float* k
 void forward_task(const LinearAttentionForward& op, const Sizes& s, int64_t b, int64_t kv,
                   const ForwardTiles& t) {
   const LinearAttentionParams& p = op.params;
+  make_decays(p, s, kv, t.decays);
   const bool with_denominator = p.normalization == Normalization::denominator;
   for (int64_t g = 0; g < s.group; ++g) {
     load_state(op.state_in, b, kv * s.group + g, s, s.d, t.states + g * s.d * s.ld);
@@ -201,7 +219,7 @@ void forward_task(const LinearAttentionForward& op, const Sizes& s, int64_t b, i
     tile_transpose(t.k, s.ld, n, s.d, t.kt, chunk);
     for (int64_t g = 0; g < s.group; ++g) {
       const int64_t h = kv * s.group + g;
-      const Decay decay(p.slopes.data<float>()[h]);
+      const Decay& decay = t.decays[g];
       float* state = t.states + g * s.d * s.ld;
       tile_load(head_rows(op.q, b, h).at(start), n, s.d, rotation, 1, t.q);
       tile_product(n, chunk, s.d, t.q, s.ld, 1, t.kt, chunk, t.scores, chunk, false);
@@ -227,6 +245,7 @@ void forward_task(const LinearAttentionForward& op, const Sizes& s, int64_t b, i
 struct BackwardTiles {
   float *k, *kt, *v, *vt, *q, *scaled, *scores, *y, *statistics, *transposed, *d_tile, *dk, *dv;
   float *states, *key_sums, *dout, *ddenominator;
+  Decay* decays;
 
   BackwardTiles(TileMemory& m, const Sizes& s)
       : k(m.take(chunk * s.ld)),
@@ -245,7 +264,8 @@ struct BackwardTiles {
         states(m.take(s.group * s.d * s.ld)),
         key_sums(m.take(s.group * s.ld)),
         dout(m.take(s.group * s.tokens * s.ld)),
-        ddenominator(m.take(s.group * s.tokens)) {}
+        ddenominator(m.take(s.group * s.tokens)),
+        decays(take_decays(m, s)) {}
 };
 
 /// The transpose of a state, its rows padded with zeros.
@@ -268,6 +288,7 @@ void load_keys_and_values(const LinearAttentionBackward& op, const Sizes& s, int
 void backward_in_order(const LinearAttentionBackward& op, const Sizes& s, int64_t b, int64_t kv,
                        const BackwardTiles& t) {
   const LinearAttentionParams& p = op.params;
+  make_decays(p, s, kv, t.decays);
   for (int64_t g = 0; g < s.group; ++g) {
     load_state(op.state_in, b, kv * s.group + g, s, s.d, t.states + g * s.d * s.ld);
     load_state(op.key_sum_in, b, kv * s.group + g, s, 1, t.key_sums + g * s.ld);
@@ -278,7 +299,7 @@ void backward_in_order(const LinearAttentionBackward& op, const Sizes& s, int64_
     load_keys_and_values(op, s, b, kv, start, n, rotation, t);
     for (int64_t g = 0; g < s.group; ++g) {
       const int64_t h = kv * s.group + g;
-      const Decay decay(p.slopes.data<float>()[h]);
+      const Decay& decay = t.decays[g];
       float* state = t.states + g * s.d * s.ld;
       float* dout = t.dout + (g * s.tokens + start) * s.ld;
       float* ddenominator = t.ddenominator + g * s.tokens + start;
@@ -323,7 +344,7 @@ void backward_in_reverse(const LinearAttentionBackward& op, const Sizes& s, int6
     load_keys_and_values(op, s, b, kv, start, n, rotation, t);
     for (int64_t g = 0; g < s.group; ++g) {
       const int64_t h = kv * s.group + g;
-      const Decay decay(p.slopes.data<float>()[h]);
+      const Decay& decay = t.decays[g];
       float* dstate = t.states + g * s.d * s.ld;
       const float* dout = t.dout + (g * s.tokens + start) * s.ld;
       const bool add = g > 0;  // heads of a group share dk and dv
@@ -362,10 +383,57 @@ void backward_in_reverse(const LinearAttentionBackward& op, const Sizes& s, int6
   }
 }
 
+void check_state(const Tensor& state, const Sizes& s, const char* name) {
+  if (state) check_tensor(state, DType::fp32, {s.batch, s.heads, s.d, s.d}, name);
+}
+
+void check_key_sum(const Tensor& sum, const Sizes& s, const char* name) {
+  if (sum) check_tensor(sum, DType::fp32, {s.batch, s.heads, s.d}, name);
+}
+
+void check_params(const LinearAttentionParams& p, const Sizes& s) {
+  check_tensor(p.slopes, DType::fp32, {s.heads}, "slopes");
+  if (!p.rope_cos) return;
+  check_tensor(p.rope_cos, DType::fp32, {s.tokens, s.d / 2}, "rope_cos");
+  check_tensor(p.rope_sin, DType::fp32, {s.tokens, s.d / 2}, "rope_sin");
+}
+
+void check_forward(const LinearAttentionForward& op, const Sizes& s) {
+  check_params(op.params, s);
+  check_tensor(op.k, op.q.dtype(), op.k.shape(), "k");
+  check_tensor(op.v, op.q.dtype(), op.k.shape(), "v");
+  check_tensor(op.y, op.q.dtype(), op.q.shape(), "y");
+  if (op.statistics) {
+    check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
+  }
+  check_state(op.state_in, s, "state_in");
+  check_state(op.state_out, s, "state_out");
+  check_key_sum(op.key_sum_in, s, "key_sum_in");
+  check_key_sum(op.key_sum_out, s, "key_sum_out");
+}
+
+void check_backward(const LinearAttentionBackward& op, const Sizes& s) {
+  const DType a = op.q.dtype();
+  check_params(op.params, s);
+  check_tensor(op.k, a, op.k.shape(), "k");
+  check_tensor(op.v, a, op.k.shape(), "v");
+  check_tensor(op.y, a, op.q.shape(), "y");
+  check_tensor(op.dy, a, op.q.shape(), "dy");
+  check_tensor(op.dq, a, op.q.shape(), "dq");
+  check_tensor(op.dk, a, op.k.shape(), "dk");
+  check_tensor(op.dv, a, op.k.shape(), "dv");
+  check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
+  check_state(op.state_in, s, "state_in");
+  check_state(op.dstate_out, s, "dstate_out");
+  check_state(op.dstate_in, s, "dstate_in");
+  check_key_sum(op.key_sum_in, s, "key_sum_in");
+}
+
 }  // namespace
 
 void CpuOps::linear_attention_forward(const LinearAttentionForward& op) {
   const Sizes s(op.q, op.k);
+  check_forward(op, s);
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     forward_task(op, s, i / s.kv_heads, i % s.kv_heads, t);
   });
@@ -373,6 +441,7 @@ void CpuOps::linear_attention_forward(const LinearAttentionForward& op) {
 
 void CpuOps::linear_attention_backward(const LinearAttentionBackward& op) {
   const Sizes s(op.q, op.k);
+  check_backward(op, s);
   run_tiled<BackwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const BackwardTiles& t) {
     backward_in_order(op, s, i / s.kv_heads, i % s.kv_heads, t);
     backward_in_reverse(op, s, i / s.kv_heads, i % s.kv_heads, t);
@@ -381,6 +450,7 @@ void CpuOps::linear_attention_backward(const LinearAttentionBackward& op) {
 
 void CpuOps::linear_attention_recurrent(const LinearAttentionForward& op) {
   const Sizes s(op.q, op.k);
+  check_forward(op, s);
   const LinearAttentionParams& p = op.params;
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     const int64_t b = i / s.kv_heads, kv = i % s.kv_heads;

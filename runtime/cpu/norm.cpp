@@ -1,5 +1,6 @@
 // RMSNorm.
 
+#include <algorithm>
 #include <cmath>
 #include <type_traits>
 

@@ -11,15 +11,16 @@ namespace {
 
 /// The update with everything that does not depend on the element worked out.
 struct Step {
-  float gradient_scale, beta1, beta2, eps, decay, rate, inverse_root_correction2;
+  float gradient_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay, rate,
+      inverse_root_correction2;
 };
 
 SUPRA_KERNEL void adamw_block(const Step& s, float* p, const float* g, float* m, float* v,
                               bf16* copy, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const float gradient = s.gradient_scale * g[i];
-    m[i] = s.beta1 * m[i] + (1 - s.beta1) * gradient;
-    v[i] = s.beta2 * v[i] + (1 - s.beta2) * gradient * gradient;
+    m[i] = s.beta1 * m[i] + s.one_minus_beta1 * gradient;
+    v[i] = s.beta2 * v[i] + s.one_minus_beta2 * gradient * gradient;
     p[i] = s.decay * p[i] - s.rate * m[i] / (std::sqrt(v[i]) * s.inverse_root_correction2 + s.eps);
   }
   if (copy) {
@@ -35,7 +36,9 @@ void CpuOps::adamw(const AdamW& op) {
   const Step step{
       .gradient_scale = static_cast<float>(op.gradient_scale),
       .beta1 = static_cast<float>(op.beta1),
+      .one_minus_beta1 = static_cast<float>(1 - op.beta1),
       .beta2 = static_cast<float>(op.beta2),
+      .one_minus_beta2 = static_cast<float>(1 - op.beta2),
       .eps = static_cast<float>(op.eps),
       .decay = static_cast<float>(1 - op.lr * op.weight_decay),
       .rate = static_cast<float>(op.lr / correction1),

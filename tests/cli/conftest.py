@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import made_up_text, write_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / os.environ.get("SUPRA_BUILD", "build/release")
@@ -78,6 +79,21 @@ def supra(build: Path) -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
+def exit_codes(build: Path) -> Callable[..., tuple[list[int], str]]:
+    """exit_codes(2, "train", ...): runs the program on two ranks; the exit code of each, and all
+    that was said on standard error. With 0 ranks, without mpirun."""
+    reporting = ["bash", "-c", '"$@"; echo "exit code $?"', "bash"]
+
+    def call(ranks: int, *arguments: object, timeout: float = 60) -> tuple[list[int], str]:
+        launcher = ["mpirun", "-n", ranks] if ranks else []
+        result = run([*launcher, *reporting, build / "supra", *arguments], timeout)
+        ends = [line for line in result.stdout.splitlines() if line.startswith("exit code ")]
+        return [int(line.split()[-1]) for line in ends], result.stderr
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def tool() -> Callable[..., Result]:
     """tool("pack_text.py", ...): runs a Python tool of launch/."""
 
@@ -87,5 +103,39 @@ def tool() -> Callable[..., Result]:
             said = f"{result.stdout}\n{result.stderr}"
             pytest.fail(f"{name} {arguments} ended with exit code {result.returncode}:\n{said}")
         return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.h5 and validation.h5, packed texts for the tiny recipe."""
+    folder = tmp_path_factory.mktemp("tokens")
+    write_tokens(folder / "train.h5", made_up_text(20_000, seed=1))
+    write_tokens(folder / "validation.h5", made_up_text(700, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(root: Path, tiny_data: Path) -> Callable[..., list[object]]:
+    """tiny_run(folder, "train.steps=5"): arguments that train launch/recipes/tiny.toml there."""
+
+    def arguments(folder: Path, *settings: str) -> list[object]:
+        data = [f"data.{part}={tiny_data / part}.h5" for part in ("train", "validation")]
+        all_settings = [*data, f"run.folder={folder}", *settings]
+        options = [part for setting in all_settings for part in ("--set", setting)]
+        return ["train", root / "launch" / "recipes" / "tiny.toml", *options]
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def train_tiny(
+    supra: Callable[..., Result], tiny_run: Callable[..., list[object]]
+) -> Callable[..., Result]:
+    """train_tiny(folder, "train.steps=5", ranks=2): trains it."""
+
+    def call(folder: Path, *settings: str, **how: object) -> Result:
+        return supra(*tiny_run(folder, *settings), **how)
 
     return call

@@ -45,7 +45,8 @@ template <class T>
 bool is_gathered(const std::vector<T>& full, int ranks, int64_t n, uint64_t seed = 0) {
   for (int r = 0; r < ranks; ++r) {
     for (int64_t i = 0; i < n; ++i) {
-      if (float(full[static_cast<size_t>(r * n + i)]) != float(T(element(r, i, seed)))) return false;
+      if (float(full[static_cast<size_t>(r * n + i)]) != float(T(element(r, i, seed))))
+        return false;
     }
   }
   return true;
@@ -78,7 +79,8 @@ TEST_CASE("all_gather: several may be under way, and are waited for in any order
     pending.push_back(c->all_gather(view(shards[k]), view(fulls[k])));
   }
   // Each rank in an order of its own.
-  for (size_t k = 0; k < count; ++k) pending[(k * 3 + static_cast<size_t>(c->rank())) % count].wait();
+  for (size_t k = 0; k < count; ++k)
+    pending[(k * 3 + static_cast<size_t>(c->rank())) % count].wait();
   for (size_t k = 0; k < count; ++k) CHECK(is_gathered(fulls[k], c->size(), n, k));
 }
 

@@ -116,7 +116,7 @@ TEST_CASE("sharding: a gathered unit has the weights of one rank, on any number 
         CHECK(wrong_weights(parameters.units()[static_cast<size_t>(unit)], held.tensors(),
                             options.model.dtype) == 0);
       }
-      parameters.parameters_changed();
+      parameters.forget_gathered();
     }
   });
 }
@@ -183,11 +183,12 @@ TEST_CASE("sharding: training steps are those of one rank, but for roundings") {
         options.model.recompute_blocks = recompute;
         SmallEngine alone(config, options), ours(config, options, c.get());
         const int64_t mine = samples / c->size();
+        constexpr double lr = 1e-4;  // Adam's first steps amplify the roundings of small gradients
         for (int64_t step = 0; step < 3; ++step) {
           const StepResult one =
-              alone.engine.step(windows(config, step * samples, samples), 1e-2, step);
-          const StepResult all = ours.engine.step(
-              windows(config, step * samples + c->rank() * mine, mine), 1e-2, step);
+              alone.engine.step(windows(config, step * samples, samples), lr, step);
+          const StepResult all =
+              ours.engine.step(windows(config, step * samples + c->rank() * mine, mine), lr, step);
           CHECK(all.loss.cross_entropy == doctest::Approx(one.loss.cross_entropy).epsilon(1e-5));
           CHECK(all.loss.z_loss == doctest::Approx(one.loss.z_loss).epsilon(1e-5));
           CHECK(all.grad_norm == doctest::Approx(one.grad_norm).epsilon(1e-5));
@@ -251,8 +252,8 @@ TEST_CASE("checkpoint: saved on these ranks, it is the same model on one rank an
       SmallEngine saved(config, options_for(dtype, trained), c.get());
       saved.engine.step(windows(config, c->rank(), 1), 1e-2, 0);
       RunState state{.step = 1, .tokens = 6, .samples = c->size(), .recipe = "r", .commit = "c"};
-      const std::string checkpoint = save_checkpoint(folder.path(), config, state,
-                                                     saved.parameters(), *saved.device, *c);
+      const std::string checkpoint =
+          save_checkpoint(folder.path(), config, state, saved.parameters(), *saved.device, *c);
       CHECK(read_run_state(checkpoint, config).samples == c->size());
 
       SmallEngine one(config, options_for(dtype, trained));

@@ -40,7 +40,8 @@ Vector difference(const Vector& a, const Vector& b) {
 
 /// `noisy`: what the reference gave in Monte Carlo arithmetic, run by run; `roundings`: how many
 /// times its deviation is allowed. `unit`: the unit roundoff of the result. `before`: what the
-/// result was added to, and rounded with.
+/// result was added to, and is rounded with, each time that a device adds a part of the result to
+/// it.
 Verdict judge(std::string what, const Vector& actual, const Vector& expected,
               const std::vector<Vector>& noisy, double roundings, double unit,
               const Vector& before = {}) {
@@ -50,9 +51,10 @@ Verdict judge(std::string what, const Vector& actual, const Vector& expected,
     deviation.insert(deviation.end(), change.begin(), change.end());
   }
   const Vector error = difference(actual, expected);
-  return {std::move(what), rms(error),
-          roundings * rms(deviation) + unit * (rms(expected) + rms(before)), largest(error),
-          roundings * largest(deviation) + unit * (largest(expected) + largest(before))};
+  const auto allowed = [&](const auto& size) {
+    return roundings * size(deviation) + unit * size(expected) + margin * unit * size(before);
+  };
+  return {std::move(what), rms(error), allowed(rms), largest(error), allowed(largest)};
 }
 
 /// The dtype of the op's products: A if any of its inputs is of A.

@@ -32,13 +32,13 @@ Op cross_entropy_rows(int64_t rows, int64_t vocabulary, double z_loss, double gr
                                 static_cast<float>(gradient_scale), t["nll"], t["lse"],
                                 t["dlogits"]});
   };
-  op.objective = "objective";
+  op.objective = "row losses";
   op.reference = [=]<class S>(const Values<S>& in) -> Values<S> {
     const auto out =
         reference::cross_entropy(in.at("logits"), reference::real_array(in.at("targets")));
-    reference::Array<S> objective({1});
-    objective(0) = reference::total_loss(out, z_loss) * gradient_scale;
-    return {{"nll", out.nll}, {"lse", out.lse}, {"objective", objective}};
+    return {{"nll", out.nll},
+            {"lse", out.lse},
+            {"row losses", reference::row_losses(out, z_loss, gradient_scale)}};
   };
   op.forward_flops = 5.0 * static_cast<double>(rows * vocabulary);
   op.aliases = {{"dlogits", "logits"}};
@@ -130,18 +130,19 @@ Op cross_entropy(int64_t rows, int64_t width, int64_t vocabulary, double z_loss)
       device.ops().linear_backward_weight(dlogits, t["x"].slice(begin, end), t["dweight"].view(w));
     });
   };
-  op.objective = "loss";
+  op.objective = "row losses";
   op.reference = [=]<class S>(const Values<S>& in) -> Values<S> {
     reference::Array<S> w = in.at("weight");
     w.shape = {1, vocabulary, width};
     const reference::Array<double> targets = reference::real_array(in.at("targets"));
     const auto counts = [](double target) { return target >= 0; };
     const auto count = std::count_if(targets.values.begin(), targets.values.end(), counts);
-    const auto rows_out =
-        reference::cross_entropy(reference::linear(in.at("x"), w, {}, {}, false), targets);
+    const auto logits = reference::linear(in.at("x"), w, {}, {}, false);
+    const auto losses = reference::row_losses(reference::cross_entropy(logits, targets), z_loss,
+                                              1 / static_cast<double>(count));
     reference::Array<S> loss({1});
-    loss(0) = reference::total_loss(rows_out, z_loss) / static_cast<double>(count);
-    return {{"loss", loss}};
+    loss(0) = reference::add_sum(losses, S(0.0));
+    return {{"loss", loss}, {"row losses", losses}};
   };
   op.forward_flops = 2.0 * static_cast<double>(rows * width * vocabulary);
   op.backward_flops = 3 * op.forward_flops;

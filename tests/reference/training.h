@@ -25,14 +25,14 @@ CrossEntropyResults<S> cross_entropy(const Array<S>& logits, const Array<double>
   return out;
 }
 
-/// sum_n nll_n + z_loss lse_n^2.
+/// weight (nll_n + z_loss lse_n^2), row by row; the loss is their sum.
 template <class S>
-S total_loss(const CrossEntropyResults<S>& rows, double z_loss) {
-  S total = 0.0;
-  for (int64_t n = 0; n < rows.nll.numel(); ++n) {
-    total += rows.nll(n) + rows.lse(n) * rows.lse(n) * z_loss;
+Array<S> row_losses(const CrossEntropyResults<S>& rows, double z_loss, double weight) {
+  Array<S> losses(rows.nll.shape);
+  for (int64_t n = 0; n < losses.numel(); ++n) {
+    losses(n) = (rows.nll(n) + rows.lse(n) * rows.lse(n) * z_loss) * weight;
   }
-  return total;
+  return losses;
 }
 
 struct AdamWSettings {
