@@ -226,8 +226,4 @@ std::string memory_report(const MemoryTable& memory, int ranks) {
   return text;
 }
 
-std::string run_commit() {
-  return SUPRA_COMMIT;
-}
-
 }  // namespace supra

@@ -103,7 +103,7 @@ void ShardedParameters::allocate(Arena& arena) {
       if (n) slots_[s].buffer[k] = flat(MemoryClass::gathered, compute_, n);
     }
     if (const int64_t n = shard_sizes[s][0] * ranks) {
-      gradient_slots_[s].buffer = flat(MemoryClass::gradients, DType::fp32, n);
+      gradient_slots_[s].buffer = flat(MemoryClass::gathered, DType::fp32, n);
     }
   }
   if (largest) {

@@ -14,12 +14,12 @@ namespace supra {
 
 enum class MemoryClass : uint8_t {
   parameters,     ///< this rank's shards: fp32 master and compute copy
-  gathered,       ///< whole units, while they are used
-  gradients,      ///< fp32 gradient shards and the unit being reduced
+  gathered,       ///< whole units while they are used: parameters, and gradients being summed
+  gradients,      ///< fp32 gradient shards
   optimizer,      ///< Adam moments
   activations,    ///< kept from forward to backward
   workspace,      ///< scratch inside a layer
-  communication,  ///< staging buffers of collectives
+  communication,  ///< what collectives receive into
 };
 inline constexpr int memory_classes = 7;
 std::string_view name_of(MemoryClass c);

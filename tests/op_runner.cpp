@@ -93,7 +93,7 @@ Values<double> read_inputs(const Op& op, const hdf5::File& file, const OpInput& 
 void write_results(const Values<double>& results, const Op& op, const std::string& path) {
   hdf5::File file = hdf5::File::create(path);
   for (const auto& [name, array] : results) {
-    if (op.tensor(name).private_to_op) continue;
+    if (op.tensor(name).for_backward) continue;
     const auto dims = op.tensor(name).shape.dims();
     file.write_all("/" + name, hdf5::Type::fp32, {dims.begin(), dims.end()},
                    std::vector<float>(array.values.begin(), array.values.end()).data());

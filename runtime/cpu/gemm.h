@@ -36,8 +36,10 @@ struct GemmScratch {
   size_t bytes() const { return a.bytes() + b.bytes() + partial.bytes(); }
 };
 
-/// The same bits for any number of threads. The bf16 dot-product instruction of AVX512_BF16 takes
-/// subnormal inputs and sums as zero; the other instruction sets keep them.
+/// The same bits for any number of threads; k is never split between them. Calls may run at the
+/// same time, each with scratch memory of its own. "avx512_bf16" takes subnormal inputs, sums and
+/// bf16 results of packed products as zero, as its instructions do; the other instruction sets keep
+/// them.
 void gemm(const Gemm& g, int threads, GemmScratch& scratch);
 
 /// Instruction set chosen at run time: "avx512_bf16", "avx512", "avx2" or "portable". The

@@ -18,5 +18,6 @@
 #define SUPRA_KERNEL
 #endif
 
-/// A helper that must become part of the SUPRA_KERNEL functions that call it, and of their instruction set.
+/// A helper that must become part of the SUPRA_KERNEL functions that call it, and of their
+/// instruction set.
 #define SUPRA_INLINE inline __attribute__((always_inline))

@@ -26,7 +26,7 @@ def complaint(outcome, code=BAD_INPUT):
 def trained(train_tiny, tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    train_tiny(folder, "train.steps=2", ranks=2)
+    train_tiny(folder, "train.steps=2", "train.warmup_steps=1", ranks=2)
     return folder
 
 
@@ -114,12 +114,6 @@ def other_vocabulary(folder):
     return f"data.train={write_tokens(folder / 'other.h5', np.zeros(9999), vocabulary=300)}"
 
 
-def too_large_token(folder):
-    tokens = made_up_text(5000, seed=1)
-    tokens[::33] = 256
-    return f"data.train={write_tokens(folder / 'other.h5', tokens)}"
-
-
 def no_tokens(folder):
     (folder / "other.h5").write_text("no HDF5")
     return f"data.train={folder / 'other.h5'}"
@@ -142,7 +136,6 @@ BAD_RUNS = {
     "no token file": ("data.train=nowhere.h5", ["nowhere.h5"]),
     "token file that is none": (no_tokens, ["other.h5"]),
     "tokens of another vocabulary": (other_vocabulary, ["other.h5", "300", "256"]),
-    "token beyond the vocabulary": (too_large_token, ["other.h5", "256"]),
     "no base": ("model.base=nowhere.h5", ["nowhere.h5"]),
     "no checkpoint": ("run.resume=nowhere", ["nowhere"]),
     "unwritable folder": (folder_below_a_file, ["run.folder", "file/run"]),
@@ -155,13 +148,22 @@ def test_a_run_that_cannot_begin(case, ranks, tiny_run, exit_codes, tmp_path):
     setting, words = BAD_RUNS[case]
     if callable(setting):
         setting = setting(tmp_path)
-    outcome = exit_codes(ranks, *tiny_run(tmp_path / "run", setting, "train.validate_every=1"))
-    if case == "token beyond the vocabulary" and ranks:
-        # Found while training, by the rank that read it: it ends the others.
-        assert BAD_INPUT in outcome[0] or not outcome[0]
-        outcome = [BAD_INPUT], outcome[1]
-    said = complaint(outcome)
+    said = complaint(exit_codes(ranks, *tiny_run(tmp_path / "run", setting)))
     assert all(word in said for word in words), said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_token_beyond_the_vocabulary_ends_a_run(ranks, tiny_run, supra, tmp_path):
+    """Found while training, by any rank that reads it, which ends the others."""
+    tokens = made_up_text(5000, seed=1)
+    tokens[::33] = 256
+    text = write_tokens(tmp_path / "other.h5", tokens)
+    result = supra(*tiny_run(tmp_path / "run", f"data.train={text}"), ranks=ranks, ok=False)
+    assert result.returncode == BAD_INPUT
+    said = [line for line in result.stderr.splitlines() if line.startswith("supra: ")]
+    assert 1 <= len(said) <= max(1, ranks)
+    assert all(str(text) in line and "is 256, outside the vocabulary" in line for line in said)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -207,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, infinite, tiny_run, ex
     recipe.write_text(
         f'[model]\nbase = "{infinite}"\n'
         f'[data]\ntrain = "{write_tokens(tmp_path / "text.h5", text)}"\nsequence_length = 32\n'
-        "[train]\nsteps = 5\nglobal_batch = 12\n"
+        "[train]\nsteps = 5\nwarmup_steps = 1\nglobal_batch = 12\n"
         f'[run]\nfolder = "{tmp_path / "run"}"\nthreads = 1\n'
     )
     said = complaint(exit_codes(ranks, "train", recipe), NOT_FINITE)
@@ -231,7 +233,7 @@ def sequences(rows):
 BAD_SEQUENCES = {
     "token beyond the vocabulary": (sequences([[1, 2], [3, 256]]), ["256"]),
     "negative token": (sequences([[1, -2]]), ["-2"]),
-    "one token": (sequences([[1], [2]]), ["1 token"]),
+    "one token": (sequences([[1], [2]]), ["rows.h5", "[2, 1]"]),
     "one dimension": (sequences([1, 2, 3]), ["rows.h5", "tokens"]),
     "fractions": (sequences([[1.5, 2.5]]), ["rows.h5", "tokens"]),
     "nothing": (sequences(np.zeros((0, 5), dtype=int)), ["rows.h5"]),

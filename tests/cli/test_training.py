@@ -226,8 +226,8 @@ def test_bf16_is_shown_as_numbers(supra, fixtures, tmp_path):
     supra("import", fixtures / "llama_tied", model)
     with h5py.File(model) as file:
         weight = file["model/model.norm.weight"]
-        assert weight.dtype.itemsize == 2
-        values = weight.astype(np.float32)[:]
+        assert weight.id.get_type().get_size() == 2
+        values = weight[:]
     dumped = said_by("h5dump", "-d", "/model/model.norm.weight", model, folder=tmp_path)
     rows = dumped.split("DATA {")[1].split("}")[0].splitlines()
     shown = [float(x) for row in rows for x in row.partition(":")[2].split(",") if x.strip()]

@@ -24,9 +24,10 @@ Op adamw(int64_t n, const reference::AdamWSettings& c, bool with_copy) {
        .draw = normal(0.1)},
       {.name = "v", .shape = {n}, .role = Role::in_out, .element = Element::fp32, .draw = squares},
   };
-  if (with_copy)
+  if (with_copy) {
     op.tensors.push_back(
         {.name = "copy", .shape = {n}, .role = Role::output, .element = Element::bf16});
+  }
   op.forward = [c](Device& device, const Tensors& t) {
     device.ops().adamw({t["p"], t["g"], t["m"], t["v"], t["copy"], c.lr, c.beta1, c.beta2, c.eps,
                         c.weight_decay, c.gradient_scale, c.step});

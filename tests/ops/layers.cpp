@@ -21,7 +21,7 @@ Op rms_norm(int64_t rows, int64_t width, double eps, bool residual) {
        .shape = {rows},
        .role = Role::output,
        .element = Element::fp32,
-       .private_to_op = true},
+       .for_backward = true},
       {.name = "dy", .shape = x, .role = Role::cotangent, .draw = normal(), .of = "y"},
       {.name = "dx", .shape = x, .role = Role::gradient, .of = "x"},
       {.name = "dweight",

@@ -28,8 +28,9 @@ Op linear(const Linear& c) {
       {.name = "w", .shape = w, .draw = normal(sigma)},
       {.name = "y", .shape = y, .role = Role::output, .element = output},
   };
-  if (c.bias)
+  if (c.bias) {
     op.tensors.push_back({.name = "bias", .shape = {c.matrices, c.outputs}, .draw = normal()});
+  }
   if (c.residual) {
     op.tensors.push_back({.name = "residual", .shape = y, .element = output, .draw = normal()});
   }

@@ -56,7 +56,7 @@ std::vector<TensorSpec> tensors(const LinearAttentionCall& c) {
        .shape = {c.batch, c.tokens, c.heads},
        .role = statistics ? Role::output : Role::scratch,
        .element = Element::fp32,
-       .private_to_op = true},
+       .for_backward = true},
       {.name = "state_out", .shape = state, .role = Role::output, .element = Element::fp32},
       {.name = "dy", .shape = q, .role = Role::cotangent, .draw = normal(), .of = "y"},
       {.name = "dstate",
@@ -255,8 +255,9 @@ Op from_input(const OpInput& input) {
   if (q[2] % k[2] != 0) {
     fail_input("{}: the {} heads of q are not a multiple of the {} of k", input.path(), q[2], k[2]);
   }
-  if (q[3] % 2 != 0)
+  if (q[3] % 2 != 0) {
     fail_input("{}: the head width of q must be even, it is {}", input.path(), q[3]);
+  }
   const auto normalization = parse_enum<Normalization>(input.text("normalization", "group_norm"),
                                                        "attribute normalization");
   const bool denominator = normalization == Normalization::denominator;

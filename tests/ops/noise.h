@@ -1,9 +1,9 @@
 #pragma once
 // Monte Carlo arithmetic (Parker 1997): a scalar whose products, quotients and functions each carry
-// a random relative error of one unit roundoff of the working dtype, and whose sums carry one of
-// fp32, which is how the ops compute: operands in the dtype, accumulation in fp32. A reference run
-// on it several times shows how far roundings alone can move each of its results, with no analysis
-// of the op by hand.
+// a random relative error as large as rounding to the working dtype makes, and whose sums carry one
+// of fp32, which is how the ops compute: operands in the dtype, accumulation in fp32. A reference
+// run on it several times shows how far roundings alone can move each of its results, with no
+// analysis of the op by hand.
 
 #include <bit>
 #include <cmath>
@@ -39,8 +39,8 @@ inline double rms_roundoff(DType t) {
 struct NoiseSource {
   uint64_t state = 0;
   double product = 0;  ///< relative error of products
-  double sum =
-      0x1p-24;  ///< and of sums: the worst of fp32, since a device adds in an order of its own
+  /// And of sums: the worst of fp32, since a device adds in an order of its own.
+  double sum = unit_roundoff(DType::fp32);
 
   /// 64 random bits, the upper ones the better (Knuth's MMIX generator).
   uint64_t draw() { return state = state * 6364136223846793005 + 1442695040888963407; }

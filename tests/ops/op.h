@@ -53,10 +53,10 @@ struct TensorSpec {
   std::string of = {};    ///< what a cotangent or gradient belongs to
   bool added = false;     ///< a gradient that the op adds to its tensor
   bool computed = false;  ///< an input that follows from the others; op_runner does not look for it
-  bool private_to_op = false;  ///< an output for the backward only; op_runner does not write it
-  bool exponent = false;       ///< an input of which only exp is used: absolute errors count
-  int64_t below = 0;           ///< of int32 inputs: indices are in [-1, below)
-  double touched = 1;          ///< the share of its elements that the op reads or writes
+  bool for_backward = false;  ///< an output that the backward needs; op_runner does not write it
+  bool exponent = false;      ///< an input of which only exp is used: absolute errors count
+  int64_t below = 0;          ///< of int32 inputs: indices are in [-1, below)
+  double touched = 1;         ///< the share of its elements that the op reads or writes
 };
 
 /// The reference, callable with each scalar type. Built from one generic callable,

@@ -35,7 +35,7 @@ Op softmax_attention(const SoftmaxAttentionCall& c) {
        .shape = {c.batch, c.tokens, c.heads},
        .role = Role::output,
        .element = Element::fp32,
-       .private_to_op = true},
+       .for_backward = true},
       {.name = "dy", .shape = q, .role = Role::cotangent, .draw = normal(), .of = "y"},
       {.name = "dq", .shape = q, .role = Role::gradient, .of = "q"},
       {.name = "dk", .shape = k, .role = Role::gradient, .of = "k"},
@@ -112,11 +112,13 @@ Op from_input(const OpInput& input) {
   if (q[2] % k[2] != 0) {
     fail_input("{}: the {} heads of q are not a multiple of the {} of k", input.path(), q[2], k[2]);
   }
-  if (q[3] % 2 != 0)
+  if (q[3] % 2 != 0) {
     fail_input("{}: the head width of q must be even, it is {}", input.path(), q[3]);
+  }
   const int64_t window = input.integer("window", 0);
-  if (window < 0)
+  if (window < 0) {
     fail_input("{}: attribute 'window' is {}, it must be 0 (none) or more", input.path(), window);
+  }
   return softmax_attention({.batch = q[0],
                             .tokens = q[1],
                             .heads = q[2],

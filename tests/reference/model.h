@@ -137,7 +137,11 @@ Array<S> model_logits(const ModelConfig& c, const Weights<S>& w, const Array<dou
 template <class S>
 S model_loss(const ModelConfig& c, const Weights<S>& w, const Array<double>& inputs,
              const Array<double>& targets, int64_t batch, double z_loss) {
-  return total_loss(cross_entropy(model_logits(c, w, inputs, batch), targets), z_loss);
+  const Array<S> losses =
+      row_losses(cross_entropy(model_logits(c, w, inputs, batch), targets), z_loss, 1);
+  S sum = 0;
+  for (int64_t n = 0; n < losses.numel(); ++n) sum += losses(n);
+  return sum;
 }
 
 }  // namespace supra::reference

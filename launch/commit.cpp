@@ -1,0 +1,11 @@
+#include "commit.h"
+
+#include "launch/run_log.h"
+
+namespace supra {
+
+std::string run_commit() {
+  return SUPRA_COMMIT;
+}
+
+}  // namespace supra
