@@ -250,9 +250,7 @@ def test_sequences_that_cannot_be_scored(case, form, trained, exit_codes, tmp_pa
     out = tmp_path / "out.h5"
     out.write_text("kept")
     model = checkpoint(trained, 2)
-    said = complaint(
-        exit_codes(0, "score", model, tmp_path / "rows.h5", "--out", out, *form)
-    )
+    said = complaint(exit_codes(0, "score", model, tmp_path / "rows.h5", "--out", out, *form))
     assert all(word in said for word in words), said
     assert out.read_text() == "kept"
 
@@ -304,7 +302,10 @@ def test_a_softmax_model_has_no_recurrent_form(hf_folder, supra, exit_codes, tmp
     model = tmp_path / "model.h5"
     supra("import", hf_folder, model)
     rows = write_sequences(tmp_path / "rows.h5", np.ones((2, 4), dtype=int))
-    for arguments in (["score", model, rows, "--recurrent"], ["generate", model, "--prompt-tokens=1"]):
+    for arguments in (
+        ["score", model, rows, "--recurrent"],
+        ["generate", model, "--prompt-tokens=1"],
+    ):
         assert "no recurrent form" in complaint(exit_codes(0, *arguments))
 
 
