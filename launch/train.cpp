@@ -220,11 +220,13 @@ class Run {
     const PhaseClock::Span span(engine_->clock(), Phase::data);
     const int64_t mine = recipe_.train.global_batch / communicator_->size();
     std::vector<int32_t> windows(static_cast<size_t>(mine * window_size()));
-    for (int64_t i = 0; i < mine; ++i) {
-      const int64_t sample = state_.samples + communicator_->rank() * mine + i;
-      train_->read_window(order_->window(sample), recipe_.data.sequence_length,
-                          windows.data() + i * window_size());
-    }
+    together(*communicator_, [&] {
+      for (int64_t i = 0; i < mine; ++i) {
+        const int64_t sample = state_.samples + communicator_->rank() * mine + i;
+        train_->read_window(order_->window(sample), recipe_.data.sequence_length,
+                            windows.data() + i * window_size());
+      }
+    });
     return windows;
   }
 
@@ -248,7 +250,8 @@ class Run {
                                         .warmup_steps = recipe_.train.warmup_steps,
                                         .total_steps = steps_},
                                        state_.step);
-    const StepResult result = finite([&] { return engine_->step(read_batch(), lr, state_.step); });
+    const std::vector<int32_t> batch = read_batch();
+    const StepResult result = finite([&] { return engine_->step(batch, lr, state_.step); });
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     state_.step += 1;
@@ -277,10 +280,12 @@ class Run {
     const int64_t first = std::min(validation_windows_, communicator_->rank() * batches * batch);
     const int64_t last = std::min(validation_windows_, first + batches * batch);
     std::vector<int32_t> windows(static_cast<size_t>((last - first) * window_size()));
-    for (int64_t i = first; i < last; ++i) {
-      validation_->read_window(i, recipe_.data.sequence_length,
-                               windows.data() + (i - first) * window_size());
-    }
+    together(*communicator_, [&] {
+      for (int64_t i = first; i < last; ++i) {
+        validation_->read_window(i, recipe_.data.sequence_length,
+                                 windows.data() + (i - first) * window_size());
+      }
+    });
     const Loss loss = finite([&] { return engine_->evaluate(windows, batches); });
     engine_->clock().take();  // no part of any step
     if (leader()) {

@@ -1,5 +1,7 @@
 #include "parallel/communicator.h"
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace supra {
@@ -43,25 +45,26 @@ std::unique_ptr<Communicator> make_dry_communicator(int size) {
 }
 
 void together(Communicator& communicator, const std::function<void()>& work) {
-  struct Outcome {
-    int code = -1;  ///< -1: done
-    char report[2048] = {};
-    void set(ExitCode c, const std::string& text) {
-      code = static_cast<int>(c);
-      text.copy(report, sizeof(report) - 1);
-    }
+  constexpr int done = -1;
+  int code = done;
+  std::array<char, 2048> report{};
+  const auto failed = [&](ExitCode c, const std::string& text) {
+    code = static_cast<int>(c);
+    text.copy(report.data(), report.size() - 1);
   };
-  Outcome mine;
   try {
     work();
   } catch (const Error& e) {
-    mine.set(e.code(), e.report());
+    failed(e.code(), e.report());
   } catch (const std::exception& e) {
-    mine.set(ExitCode::internal, e.what());
+    failed(ExitCode::internal, e.what());
   }
-  for (const Outcome& o : communicator.gather_values(mine)) {
-    if (o.code >= 0) throw AgreedError(static_cast<ExitCode>(o.code), o.report);
-  }
+  const std::vector<int> codes = communicator.gather_values(code);
+  const auto first = std::find_if(codes.begin(), codes.end(), [](int c) { return c != done; });
+  if (first == codes.end()) return;
+  communicator.broadcast_host(report.data(), report.size(),
+                              static_cast<int>(first - codes.begin()));
+  throw AgreedError(static_cast<ExitCode>(*first), report.data());
 }
 
 }  // namespace supra

@@ -69,8 +69,9 @@ class AgreedError : public Error {
 };
 
 /// Runs `work` on every rank, then agrees on the outcome: if it threw anywhere, every rank throws
-/// the error of the first such rank. For setting up, where one rank's bad disk must not leave the
-/// others waiting in a collective.
+/// the error of the first such rank. For whatever touches the outside world, so that one rank's bad
+/// disk or file does not leave the others waiting in a collective. `work` makes no collective
+/// calls.
 void together(Communicator& communicator, const std::function<void()>& work);
 
 }  // namespace supra

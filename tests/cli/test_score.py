@@ -60,8 +60,9 @@ def test_the_recurrent_form_equals_the_parallel_one(
     train_tiny(tmp_path / "run", *(f"{key}={value}" for key, value in settings.items()))
     model = checkpoint(tmp_path / "run", 1)
     rows = write_sequences(tmp_path / "rows.h5", made_up_text(3 * 150, seed=3).reshape(3, 150))
-    supra("score", model, rows, "--out", tmp_path / "parallel.h5")
-    supra("score", model, rows, "--out", tmp_path / "recurrent.h5", "--recurrent")
+    options = ["--threads", 1, "--out"]
+    supra("score", model, rows, *options, tmp_path / "parallel.h5")
+    supra("score", model, rows, *options, tmp_path / "recurrent.h5", "--recurrent")
     parallel = read_scores(tmp_path / "parallel.h5")
     assert parallel.shape == (3, 149) and np.all(parallel < 0)
     assert np.max(np.abs(read_scores(tmp_path / "recurrent.h5") - parallel)) < 1e-4
