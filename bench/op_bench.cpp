@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -101,11 +102,8 @@ void bench(const Arguments& arguments) {
   }
 }
 
-}  // namespace
-}  // namespace supra::test
-
-int main(int argc, char** argv) {
-  supra::test::Arguments arguments;
+int run_command_line(int argc, char** argv) {
+  Arguments arguments;
   CLI::App app("Times every op of the device.");
   app.add_option("--device", arguments.device, "where to run")->capture_default_str();
   app.add_option("--dtype", arguments.dtype, "activations and weights")
@@ -121,12 +119,24 @@ int main(int argc, char** argv) {
   app.add_flag("--json", arguments.json, "one JSON object a line instead of a table");
   try {
     app.parse(argc, argv);
-    supra::test::bench(arguments);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(supra::ExitCode::bad_input);
-  } catch (const supra::Error& error) {
-    fmt::print(stderr, "op_bench: {}\n", error.report());
-    return static_cast<int>(error.code());
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::bad_input);
   }
+  bench(arguments);
   return 0;
+}
+
+}  // namespace
+}  // namespace supra::test
+
+int main(int argc, char** argv) {
+  try {
+    return supra::test::run_command_line(argc, argv);
+  } catch (const supra::Error& error) {
+    std::fprintf(stderr, "op_bench: %s\n", error.report().c_str());
+    return static_cast<int>(error.code());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "op_bench: %s\n", error.what());
+    return static_cast<int>(supra::ExitCode::internal);
+  }
 }

@@ -3,8 +3,8 @@
 // rounded to the dtype first. Outputs are float32 datasets. Gradients are computed when IN.h5 has
 // `dy`, or the op ends in a loss.
 
+#include <cstdio>
 #include <filesystem>
-#include <limits>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -118,14 +118,10 @@ void run_op(const Arguments& arguments) {
   write_results(run(op, *device, activation, inputs), op, arguments.output);
 }
 
-}  // namespace
-}  // namespace supra::test
-
-int main(int argc, char** argv) {
-  supra::test::Arguments arguments;
+int run_command_line(int argc, char** argv) {
+  Arguments arguments;
   CLI::App app("Runs one op on the inputs of an HDF5 file and writes its outputs and gradients.");
-  app.add_option("op", arguments.op,
-                 fmt::format("one of {}", fmt::join(supra::test::offered_ops(), ", ")))
+  app.add_option("op", arguments.op, fmt::format("one of {}", fmt::join(offered_ops(), ", ")))
       ->required();
   app.add_option("input", arguments.input, "HDF5 file: float32 datasets, root attributes")
       ->required();
@@ -141,15 +137,24 @@ int main(int argc, char** argv) {
                "linear_attention: y and state_out token by token");
   try {
     app.parse(argc, argv);
-    supra::test::run_op(arguments);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : static_cast<int>(supra::ExitCode::bad_input);
+    return app.exit(error) == 0 ? 0 : static_cast<int>(ExitCode::bad_input);
+  }
+  run_op(arguments);
+  return 0;
+}
+
+}  // namespace
+}  // namespace supra::test
+
+int main(int argc, char** argv) {
+  try {
+    return supra::test::run_command_line(argc, argv);
   } catch (const supra::Error& error) {
-    fmt::print(stderr, "op_runner: {}\n", error.report());
+    std::fprintf(stderr, "op_runner: %s\n", error.report().c_str());
     return static_cast<int>(error.code());
   } catch (const std::exception& error) {
-    fmt::print(stderr, "op_runner: {}\n", error.what());
+    std::fprintf(stderr, "op_runner: %s\n", error.what());
     return static_cast<int>(supra::ExitCode::internal);
   }
-  return 0;
 }

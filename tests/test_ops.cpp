@@ -40,7 +40,9 @@ void check_accepted(const std::vector<Verdict>& verdicts) {
 }
 
 void check_same_bits(const Values<double>& a, const Values<double>& b) {
-  for (const auto& [name, array] : a) CHECK_MESSAGE(array.values == b.at(name).values, name);
+  for (const auto& entry : a) {
+    CHECK_MESSAGE(entry.second.values == b.at(entry.first).values, entry.first);
+  }
 }
 
 }  // namespace
