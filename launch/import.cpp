@@ -1,10 +1,11 @@
+#include "model/huggingface/import.h"
+
 #include <cstdio>
 #include <memory>
 
 #include "launch/commands.h"
-#include "launch/progress.h"
-#include "launch/run_log.h"
-#include "model/huggingface/import.h"
+#include "launch/report/progress.h"
+#include "launch/report/run_log.h"
 
 namespace supra {
 namespace {

@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/commands.h"
-#include "launch/run_log.h"
+#include "launch/report/run_log.h"
 #include "model/model_file.h"
-#include "runtime/hdf5.h"
+#include "runtime/files/hdf5.h"
 
 namespace supra {
 namespace {

@@ -1,8 +1,8 @@
 #include <memory>
 
 #include "launch/commands.h"
-#include "launch/engine_options.h"
-#include "launch/run_log.h"
+#include "launch/recipe/engine_options.h"
+#include "launch/report/run_log.h"
 #include "model/model_file.h"
 
 namespace supra {

@@ -36,6 +36,7 @@ mpi_environment
 mpirun -n "$ranks" build/release/supra train launch/recipes/smollm2-135m.toml
 
 say "what was made"
-h5ls $run/checkpoints/*/index.h5/model | sed -n '1,4p'
+checkpoint=$(ls -d $run/checkpoints/step-*)
+h5ls "$checkpoint/index.h5/model" | sed -n '1,4p'
 "$python" launch/plot.py $run --out $work/loss.png
 "$python" launch/summarize.py $run --base-score $work/base-score.txt --seconds $((SECONDS - began))

@@ -4,10 +4,10 @@
 #include <numeric>
 
 #include "launch/inference.h"
-#include "launch/progress.h"
+#include "launch/report/progress.h"
 #include "model/model_file.h"
 #include "parallel/token_file.h"
-#include "runtime/durable.h"
+#include "runtime/files/durable.h"
 
 namespace supra {
 namespace {

@@ -7,7 +7,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=$root/.venv/bin/python
 
 packages=(
-  g++ cmake ninja-build clang-format clang-tidy
+  g++ cmake ninja-build
   libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
   libtomlplusplus-dev libfmt-dev libcli11-dev nlohmann-json3-dev doctest-dev
   python3-venv python3-pip

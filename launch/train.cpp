@@ -7,9 +7,9 @@
 #include <sys/resource.h>
 
 #include "launch/commands.h"
-#include "launch/engine_options.h"
-#include "launch/recipe.h"
-#include "launch/run_log.h"
+#include "launch/recipe/engine_options.h"
+#include "launch/recipe/recipe.h"
+#include "launch/report/run_log.h"
 #include "model/flops.h"
 #include "model/model_file.h"
 #include "optim/schedule.h"

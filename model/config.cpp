@@ -6,7 +6,7 @@
 
 #include <fmt/ranges.h>
 
-#include "runtime/json.h"
+#include "runtime/files/json.h"
 
 namespace supra {
 namespace {

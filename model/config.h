@@ -60,7 +60,8 @@ struct ModelConfig {
 /// Throws a bad-input error, naming the field, unless the sizes make a model.
 void validate(const ModelConfig& c);
 
-/// The first field in which two architectures differ, with both values: "ffn is 128 and 256"; empty when equal.
+/// The first field in which two architectures differ, with both values: "ffn is 128 and 256"; empty
+/// when equal.
 std::string first_difference(const ModelConfig& a, const ModelConfig& b);
 
 /// JSON text, one key per field; `from_json` refuses unknown, missing and mistyped keys, naming

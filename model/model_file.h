@@ -8,7 +8,7 @@
 
 #include "model/config.h"
 #include "model/parameters.h"
-#include "runtime/hdf5.h"
+#include "runtime/files/hdf5.h"
 
 namespace supra {
 

@@ -5,8 +5,8 @@
 #include <filesystem>
 
 #include "model/model_file.h"
-#include "runtime/durable.h"
-#include "runtime/hdf5.h"
+#include "runtime/files/durable.h"
+#include "runtime/files/hdf5.h"
 #include "runtime/random.h"
 
 namespace supra {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "runtime/hdf5.h"
+#include "runtime/files/hdf5.h"
 
 namespace supra {
 

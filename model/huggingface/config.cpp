@@ -3,7 +3,7 @@
 #include <string_view>
 #include <utility>
 
-#include "runtime/json.h"
+#include "runtime/files/json.h"
 
 namespace supra {
 namespace {

@@ -9,10 +9,10 @@
 #include <fmt/ranges.h>
 
 #include "model/huggingface/config.h"
-#include "model/model_file.h"
 #include "model/huggingface/safetensors.h"
-#include "runtime/durable.h"
-#include "runtime/json.h"
+#include "model/model_file.h"
+#include "runtime/files/durable.h"
+#include "runtime/files/json.h"
 
 namespace supra {
 namespace {

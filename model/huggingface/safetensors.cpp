@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <utility>
 
-#include "runtime/json.h"
+#include "runtime/files/json.h"
 
 namespace supra {
 namespace {

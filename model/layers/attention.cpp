@@ -108,7 +108,8 @@ Gradients map_features_backward(const Context& c, const AttentionTensors& w,
   }
   return {feature_map_backward(c, w.feature_map, grad.feature_map, grad.feature_bias, s.q_in,
                                s.q_map, d.q),
-          feature_map_backward(c, key_map(c, w), key_map(c, grad), key_bias(c, grad), s.k_in, s.k_map, d.k),
+          feature_map_backward(c, key_map(c, w), key_map(c, grad), key_bias(c, grad), s.k_in,
+                               s.k_map, d.k),
           d.v};
 }
 

@@ -45,8 +45,8 @@ SUPRA_INLINE void relu_backward_rows(const T* y, const T* dy, T* dz, float* bias
 }
 
 SUPRA_KERNEL void relu_backward_columns(const Tensor& y, const Tensor& dy, const Tensor& dz,
-                                     int64_t first, float* bias_sum, int64_t rows, int64_t columns,
-                                     int64_t stride) {
+                                        int64_t first, float* bias_sum, int64_t rows,
+                                        int64_t columns, int64_t stride) {
   if (y.dtype() == DType::bf16) {
     relu_backward_rows(static_cast<const bf16*>(y.address()) + first,
                        static_cast<const bf16*>(dy.address()) + first,

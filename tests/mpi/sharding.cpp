@@ -9,7 +9,7 @@
 #include "model/model_file.h"
 #include "parallel/checkpoint.h"
 #include "parallel/mpi_communicator.h"
-#include "tests/small_model.h"
+#include "tests/unit/small_model.h"
 
 using namespace supra;
 using namespace supra::test;

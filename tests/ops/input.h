@@ -6,7 +6,7 @@
 #include <string>
 #include <string_view>
 
-#include "runtime/hdf5.h"
+#include "runtime/files/hdf5.h"
 
 namespace supra::test {
 

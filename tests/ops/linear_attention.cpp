@@ -27,7 +27,7 @@ std::string sizes(const LinearAttentionCall& c) {
   return text;
 }
 
-/// The form with fewer operations: they are equal, which tests/test_ops_references.cpp shows.
+/// The form with fewer operations: they are equal, which tests/unit/test_ops_references.cpp shows.
 template <class S>
 reference::LinearAttentionResults<S> cheaper_form(const reference::LinearAttentionInputs<S>& in) {
   const bool long_sequence = in.q.size(1) > 2 * in.q.size(3);

@@ -7,8 +7,8 @@
 
 #include "model/model_file.h"
 #include "parallel/checkpoint.h"
-#include "tests/small_model.h"
-#include "tests/temporary_folder.h"
+#include "tests/unit/small_model.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 using namespace supra::test;

@@ -1,4 +1,4 @@
-#include "runtime/hdf5_handle.h"
+#include "runtime/files/hdf5_handle.h"
 
 namespace supra::hdf5 {
 namespace {

@@ -9,7 +9,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "launch/run_log.h"
+#include "launch/report/run_log.h"
 #include "runtime/error.h"
 
 using namespace supra;

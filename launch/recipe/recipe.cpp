@@ -1,4 +1,4 @@
-#include "launch/recipe.h"
+#include "launch/recipe/recipe.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -12,7 +12,7 @@
 #include <fmt/format.h>
 #include <toml++/toml.h>
 
-#include "launch/recipe_keys.h"
+#include "launch/recipe/keys.h"
 #include "runtime/error.h"
 
 namespace supra {

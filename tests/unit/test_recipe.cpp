@@ -4,7 +4,7 @@
 
 #include <doctest/doctest.h>
 
-#include "launch/recipe.h"
+#include "launch/recipe/recipe.h"
 #include "runtime/error.h"
 
 using namespace supra;

@@ -1,6 +1,6 @@
 #include "commit.h"
 
-#include "launch/run_log.h"
+#include "launch/report/run_log.h"
 
 namespace supra {
 

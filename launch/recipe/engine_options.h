@@ -1,7 +1,7 @@
 #pragma once
 // From a recipe to the engine that carries it out.
 
-#include "launch/recipe.h"
+#include "launch/recipe/recipe.h"
 #include "parallel/engine.h"
 
 namespace supra {

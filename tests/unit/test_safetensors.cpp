@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "model/huggingface/safetensors.h"
-#include "tests/temporary_folder.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 

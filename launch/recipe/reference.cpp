@@ -1,6 +1,6 @@
 #include <fmt/format.h>
 
-#include "launch/recipe_keys.h"
+#include "launch/recipe/keys.h"
 
 namespace supra {
 namespace {
@@ -45,7 +45,8 @@ class Reference {
 
   std::string text_ =
       "# Recipe reference\n\n"
-      "Generated from launch/recipe.h by `supra train --recipe-reference`; a test keeps the two "
+      "Generated from launch/recipe/recipe.h by `supra train --recipe-reference`; a test keeps the "
+      "two "
       "equal.\n\n"
       "A recipe is a TOML file with the sections below. Any key can be given on the command line\n"
       "instead, `--set section.key=value`, which wins over the file. The resolved recipe, with "

@@ -5,7 +5,7 @@
 #include <string>
 #include <type_traits>
 
-#include "launch/recipe.h"
+#include "launch/recipe/recipe.h"
 
 namespace supra {
 

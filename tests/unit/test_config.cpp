@@ -2,7 +2,7 @@
 
 #include "model/config.h"
 #include "model/huggingface/config.h"
-#include "tests/temporary_folder.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 using nlohmann::json;

@@ -1,4 +1,4 @@
-#include "launch/recipe.h"
+#include "launch/recipe/recipe.h"
 #include "runtime/error.h"
 
 namespace supra {

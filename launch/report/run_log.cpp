@@ -1,4 +1,4 @@
-#include "launch/run_log.h"
+#include "launch/report/run_log.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -13,8 +13,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "runtime/durable.h"
 #include "runtime/error.h"
+#include "runtime/files/durable.h"
 
 namespace supra {
 

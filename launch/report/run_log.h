@@ -8,7 +8,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
-#include "launch/progress.h"
+#include "launch/report/progress.h"
 #include "runtime/arena.h"
 #include "runtime/phase_clock.h"
 

@@ -4,8 +4,8 @@
 #include <numeric>
 #include <vector>
 
-#include "runtime/hdf5.h"
-#include "tests/temporary_folder.h"
+#include "runtime/files/hdf5.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 using doctest::Contains;

@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "parallel/token_file.h"
-#include "tests/temporary_folder.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 using hdf5::File;

@@ -8,7 +8,7 @@
 #define H5_USE_110_API
 #include <hdf5.h>
 
-#include "runtime/hdf5.h"
+#include "runtime/files/hdf5.h"
 
 namespace supra::hdf5 {
 

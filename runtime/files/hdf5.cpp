@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <limits>
 
-#include "runtime/hdf5_handle.h"
+#include "runtime/files/hdf5_handle.h"
 
 namespace supra::hdf5 {
 namespace {

@@ -5,7 +5,7 @@
 
 #include <doctest/doctest.h>
 
-#include "tests/small_model.h"
+#include "tests/unit/small_model.h"
 
 using namespace supra;
 using namespace supra::test;

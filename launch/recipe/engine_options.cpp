@@ -1,4 +1,4 @@
-#include "launch/engine_options.h"
+#include "launch/recipe/engine_options.h"
 
 namespace supra {
 

@@ -1,4 +1,4 @@
-#include "runtime/durable.h"
+#include "runtime/files/durable.h"
 
 #include <cerrno>
 #include <cstring>

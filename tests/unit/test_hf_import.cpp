@@ -6,7 +6,7 @@
 
 #include "model/huggingface/import.h"
 #include "model/model_file.h"
-#include "tests/temporary_folder.h"
+#include "tests/unit/temporary_folder.h"
 
 using namespace supra;
 using nlohmann::json;

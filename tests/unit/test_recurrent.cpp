@@ -4,7 +4,7 @@
 
 #include "model/recurrent.h"
 #include "tests/reference/model.h"
-#include "tests/small_model.h"
+#include "tests/unit/small_model.h"
 
 using namespace supra;
 using namespace supra::test;
