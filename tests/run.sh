@@ -31,8 +31,9 @@ count() {
   local name=$1 status=0 good bad began=$SECONDS
   shift
   "$@" >"$log" 2>&1 || status=$?
-  good=$(grep -aoE '[0-9]+ passed' "$log" | tail -1 | grep -oE '[0-9]+')
-  bad=$(grep -aoE '[0-9]+ (failed|error)' "$log" | awk '{ n += $1 } END { print n + 0 }')
+  # doctest's "test cases: 9 | 8 passed | 1 failed", pytest's "1 failed, 8 passed, 1 error"
+  good=$(tail -5 "$log" | grep -aoE '[0-9]+ passed' | head -1 | tr -dc 0-9)
+  bad=$(tail -5 "$log" | grep -aoE '[0-9]+ (failed|error)' | head -1 | tr -dc 0-9)
   : "${good:=0}" "${bad:=0}"
   # A program that dies, or that runs nothing, is a failure whatever it counted.
   if ((bad == 0 && (status != 0 || good == 0))); then bad=1; fi
