@@ -38,6 +38,8 @@ class Run:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)
+                if "event" in record:  # the start and the finish of the program
+                    continue
                 part = self._validation if "validation_loss" in record else self._train
                 part[record["step"]] = record
             except (ValueError, TypeError, KeyError) as error:

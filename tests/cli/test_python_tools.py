@@ -10,6 +10,7 @@ from pathlib import Path
 import collect_text
 import h5py
 import numpy as np
+import plot
 import pytest
 import sentencepiece
 import smollm2
@@ -220,6 +221,7 @@ def test_bf16_is_rounded_to_nearest_even():
 def write_metrics(folder: Path, steps: int) -> None:
     folder.mkdir()
     with (folder / "metrics.jsonl").open("w") as file:
+        print(json.dumps({"event": "start", "step": 0, "ranks": 2}), file=file)
         for step in range(1, steps + 1):
             line = {"step": step, "tokens": 512 * step, "loss": 3 + 8 / step, "lr": 1e-4 / step}
             line |= {"grad_norm": 1 + 5 / step, "tokens_per_second": 800.0}
@@ -227,6 +229,7 @@ def write_metrics(folder: Path, steps: int) -> None:
             if step % 10 == 0:
                 line = {"step": step, "tokens": 512 * step, "validation_loss": 3.2 + 8 / step}
                 print(json.dumps(line), file=file)
+        print(json.dumps({"event": "finish", "step": steps, "peak_memory": 2**30}), file=file)
 
 
 def test_runs_become_a_picture(tool, tmp_path):
@@ -237,6 +240,24 @@ def test_runs_become_a_picture(tool, tmp_path):
     out = tmp_path / "plot.png"
     tool("plot.py", tmp_path / "first", tmp_path / "second", "--out", out)
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 20_000
+
+
+def test_a_curve_has_every_step_and_the_events_of_the_program_are_none(tmp_path):
+    write_metrics(tmp_path / "run", 20)
+    tokens, loss = plot.Run(tmp_path / "run").curve("loss")
+    assert tokens.tolist() == [512 * step for step in range(1, 21)]
+    assert loss[-1] == 3 + 8 / 20
+    assert plot.Run(tmp_path / "run").curve("validation_loss")[0].tolist() == [5120, 10240]
+
+
+def test_a_run_is_summed_up_in_a_table(tool, tmp_path):
+    write_metrics(tmp_path / "run", 20)
+    score = tmp_path / "score.txt"
+    score.write_text("mean loss 2.500000 nats/token, perplexity 12.182, 100 tokens predicted\n")
+    table = tool("summarize.py", tmp_path / "run", "--base-score", score).stdout
+    assert "softmax base" in table and "2.5000" in table
+    assert "10,240 tokens" in table and "3.6000" in table
+    assert "1.00 GiB" in table
 
 
 def test_a_folder_without_metrics_is_named(tool, tmp_path):
