@@ -182,15 +182,19 @@ TEST_CASE("sharding: training steps are those of one rank, but for roundings") {
         EngineOptions options = options_for(DType::fp32, trained);
         options.model.recompute_blocks = recompute;
         SmallEngine alone(config, options), ours(config, options, c.get());
-        constexpr double lr = 1e-4;  // Adam's first steps amplify the roundings of small gradients
+        constexpr double lr = 1e-4;
         for (int64_t step = 0; step < 3; ++step) {
+          CAPTURE(step);
           const StepResult one =
               alone.engine.step(windows(config, step * samples, samples), lr, step);
           const StepResult all =
               ours.engine.step(windows(config, step * samples + c->rank() * mine, mine), lr, step);
           CHECK(all.loss.cross_entropy == doctest::Approx(one.loss.cross_entropy).epsilon(1e-5));
           CHECK(all.loss.z_loss == doctest::Approx(one.loss.z_loss).epsilon(1e-5));
-          CHECK(all.grad_norm == doctest::Approx(one.grad_norm).epsilon(1e-5));
+          // Adam's first steps go by a gradient's sign alone: where that is but rounding, a weight
+          // moves by lr either way, and what follows differs by as much.
+          const double moved = step > 0 ? lr : 0;
+          CHECK(all.grad_norm == doctest::Approx(one.grad_norm).epsilon(1e-5 + moved));
           CHECK(all.loss.tokens == one.loss.tokens);
         }
         CHECK(ours.arena.high_water() == ours.plan.bytes);
