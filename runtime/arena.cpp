@@ -36,8 +36,10 @@ Tensor Arena::allocate(MemoryClass c, DType dtype, Shape shape) {
         name_of(dtype), shape.to_string(), name_of(c), capacity() - used_);
   }
   // A measuring arena hands out addresses that are not null and never valid.
+  // NOLINTBEGIN(performance-no-int-to-ptr)
   char* base =
       measuring_ ? reinterpret_cast<char*>(alignment) : static_cast<char*>(buffer_.address());
+  // NOLINTEND(performance-no-int-to-ptr)
   char* address = base + used_;
   if (poison_) std::memset(address, 0xFF, bytes);
   used_ += padded;

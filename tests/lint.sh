@@ -4,7 +4,7 @@ set -euo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
 cd "$root"
 # clang 14, Debian 12's default, has no std::source_location; 16 has.
-packages+=(clang-format clang-tidy-16)
+packages+=(clang-format clang-tidy-16 libomp-16-dev)
 setup_packages
 [[ -f build/release/compile_commands.json ]] || quietly cmake --preset release
 
