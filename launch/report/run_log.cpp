@@ -32,11 +32,11 @@ void replace_file(const std::string& path, const std::string& text) {
   std::ofstream file(aside, std::ios::binary | std::ios::trunc);
   file << text;
   file.close();
-  if (file) sync_to_disk(aside);
-  if (!file || std::rename(aside.c_str(), path.c_str()) != 0) {
+  if (!file) {
     fail_input("cannot write {}: {}; choose another run.folder or mend its permissions", path,
                std::strerror(errno));
   }
+  publish(aside, path);
 }
 
 /// The lines of a metrics file that are whole JSON objects with a step.
