@@ -1,0 +1,36 @@
+#pragma once
+// The only way a kernel is started. tests/emulator has a twin of this header.
+
+#include "runtime/cuda/check.h"
+
+/// Dynamic shared memory of the running kernel, as an array of T called `name`, 1024-byte aligned.
+#define SUPRA_DYNAMIC_SHARED(T, name)                                     \
+  extern __shared__ __align__(1024) unsigned char supra_dynamic_shared[]; \
+  T* const name = reinterpret_cast<T*>(supra_dynamic_shared)
+
+namespace supra::cuda {
+
+/// Beyond this much dynamic shared memory, permission is asked for. A kernel may have 48 KiB
+/// without, its static shared memory, up to 8 KiB in ours, included.
+inline constexpr size_t shared_without_permission = 40 * 1024;
+
+/// Arguments are converted to the kernel's parameter types. `shared`: bytes of dynamic shared
+/// memory.
+template <class... P, class... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+            A&&... arguments) {
+  static_assert(sizeof...(P) == sizeof...(A));
+  if (shared > shared_without_permission) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared)),
+               "cudaFuncSetAttribute");
+    // The division of a multiprocessor's memory that lets in as many blocks as were meant to be.
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                    cudaSharedmemCarveoutMaxShared),
+               "cudaFuncSetAttribute");
+  }
+  kernel<<<grid, block, shared, stream>>>(static_cast<P>(arguments)...);
+  check_cuda(cudaGetLastError(), "a kernel launch");
+}
+
+}  // namespace supra::cuda
