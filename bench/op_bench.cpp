@@ -20,6 +20,7 @@ struct Arguments {
   std::string device = "cpu", dtype = "fp32", filter;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   double seconds = 0.5;
+  double memory = 4;  ///< GiB
   bool json = false;
 };
 
@@ -33,6 +34,17 @@ double bytes_of(const Op& op, DType activation, bool backward) {
     bytes += times * t.touched *
              static_cast<double>(static_cast<size_t>(t.shape.numel()) *
                                  size_of(dtype_of(t.element, activation)));
+  }
+  return bytes;
+}
+
+/// Memory that measuring a call takes: its inputs are drawn in double on the host, and the device
+/// has all its tensors.
+double memory_of(const Op& op, DType activation) {
+  double bytes = 0;
+  for (const TensorSpec& t : op.tensors) {
+    const size_t element = size_of(dtype_of(t.element, activation)) + (t.draw ? sizeof(double) : 0);
+    bytes += static_cast<double>(t.shape.numel()) * static_cast<double>(element);
   }
   return bytes;
 }
@@ -89,6 +101,7 @@ void bench(const Arguments& arguments) {
   for (const OpFamily& family : op_families()) {
     if (family.name.find(arguments.filter) == std::string::npos) continue;
     for (const Op& op : family.bench_cases()) {
+      if (memory_of(op, activation) > arguments.memory * (1 << 30)) continue;
       const Values<double> inputs = draw_inputs(op, activation, 0);
       const OpMemory memory(op, *device, activation, inputs);
       report(arguments, op, "forward",
@@ -114,6 +127,9 @@ int run_command_line(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--filter", arguments.filter, "only ops whose name contains this");
   app.add_option("--seconds", arguments.seconds, "spent on each measurement, at least")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--memory", arguments.memory, "GiB; calls that take more are left out")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--json", arguments.json, "one JSON object a line instead of a table");

@@ -17,6 +17,7 @@ int all_cores() {
 }
 
 std::unique_ptr<Device> make_device(const InferenceOptions& o) {
+  if (o.device == "cuda") return make_cuda_device(0);
   return make_cpu_device(o.threads > 0 ? o.threads : all_cores());
 }
 
@@ -49,7 +50,10 @@ void add_inference_options(CLI::App& command, InferenceOptions& options) {
   command.add_option("--init-seed", options.init_seed, "Seed of fresh feature maps")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  command.add_option("--threads", options.threads, "Threads; 0: all cores")
+  command.add_option("--device", options.device, "Where to compute")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "Threads of the CPU device; 0: all cores")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
 }

@@ -14,6 +14,7 @@ struct InferenceOptions {
   std::string model;
   std::string attention;  ///< "softmax", "linear", or empty: the file's
   std::string dtype = "fp32";
+  std::string device = "cpu";
   int64_t init_seed = 0;  ///< of feature maps that the file does not have
   int threads = 0;        ///< 0: all cores
 };

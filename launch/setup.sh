@@ -72,6 +72,13 @@ setup_python() {
   sha256sum "$requirements" >"$stamp"
 }
 
+# The toolkit's disassembler, where the toolkit came without it.
+setup_cuda_tools() {
+  command -v cuobjdump >/dev/null && return 0
+  quietly "$python" -m pip install --disable-pip-version-check \
+    --requirement "$root/tests/cuda_requirements.txt"
+}
+
 # setup_build PRESET [TARGET...]: configures and builds in build/PRESET, everything or these targets.
 setup_build() {
   local preset=$1

@@ -2,7 +2,6 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <sys/resource.h>
 
@@ -17,6 +16,7 @@
 #include "parallel/engine.h"
 #include "parallel/load_weights.h"
 #include "parallel/mpi_communicator.h"
+#include "parallel/nccl_communicator.h"
 #include "parallel/sample_order.h"
 #include "parallel/token_file.h"
 #include "runtime/product_rate.h"
@@ -54,21 +54,6 @@ void check_resumption(const Recipe& now, const RunState& state, int64_t windows)
   check("train.train", name_of(then.train.train), name_of(now.train.train));
 }
 
-/// Memory that this host can still give to this process, or 0 where the system does not tell.
-size_t available_host_memory() {
-  size_t available = 0, kib = 0;
-  std::string key;
-  for (std::ifstream file("/proc/meminfo"); file >> key >> kib; file.ignore(64, '\n')) {
-    if (key == "MemAvailable:") available = kib * 1024;
-  }
-  size_t limit = 0, used = 0;  // of the container or job; "max" where there is none
-  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
-      std::ifstream("/sys/fs/cgroup/memory.current") >> used && limit > used) {
-    available = std::min(available, limit - used);
-  }
-  return available;
-}
-
 size_t peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -87,6 +72,7 @@ class Run {
     });
     resume();
     together(*communicator_, [&] { check_same_run(); });
+    if (recipe_.train.device == DeviceKind::cuda) nccl_ = make_nccl_communicator(*device_);
     together(*communicator_, [&] { make_engine(); });
     together(*communicator_, [&] { load(); });
     measure_peak();
@@ -109,8 +95,12 @@ class Run {
   /// Reads everything that can be wrong before anything is computed or written.
   void open() {
     const DataRecipe& data = recipe_.data;
-    const int64_t threads = recipe_.run.threads > 0 ? recipe_.run.threads : session_.threads();
-    device_ = make_cpu_device(static_cast<int>(threads));
+    if (recipe_.train.device == DeviceKind::cuda) {
+      device_ = make_cuda_device(session_.rank_on_host());
+    } else {
+      const int64_t threads = recipe_.run.threads > 0 ? recipe_.run.threads : session_.threads();
+      device_ = make_cpu_device(static_cast<int>(threads));
+    }
     check_batch(recipe_.train.global_batch, recipe_.train.micro_batch, communicator_->size());
     if (!recipe_.model.base.empty()) base_ = std::make_unique<ModelFile>(recipe_.model.base);
     config_ = resolve_model(recipe_, base_ ? std::optional(base_->config()) : std::nullopt);
@@ -165,17 +155,22 @@ class Run {
   void make_engine() {
     const EngineOptions options = engine_options(recipe_);
     plan_ = plan_memory(config_, options, communicator_->size());
+    // A GPU is a rank's own; a host's memory is shared.
+    const bool shared = recipe_.train.device == DeviceKind::cpu;
     const size_t available =
-        available_host_memory() / static_cast<size_t>(session_.ranks_on_host());
-    if (available && plan_.bytes > available) {
+        device_->available_bytes() / (shared ? static_cast<size_t>(session_.ranks_on_host()) : 1);
+    // Beside the arena a GPU holds the ops' scratch, NCCL's buffers and the program itself.
+    const size_t beside = shared ? 0 : size_t{2} << 30;
+    if (available && plan_.bytes + beside > available) {
       fail_input(
-          "a rank needs {} of memory, and this host has {} for each:\n{}"
+          "a rank needs {} of memory, and there is {} for each:\n{}"
           "use more ranks, a smaller train.micro_batch, or train.recompute = \"block\"",
-          format_bytes(plan_.bytes), format_bytes(available),
+          format_bytes(plan_.bytes + beside), format_bytes(available),
           memory_report(plan_.table, communicator_->size()));
     }
     arena_ = std::make_unique<Arena>(*device_, plan_.bytes);
-    engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_, *communicator_);
+    engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_,
+                                       nccl_ ? *nccl_ : *communicator_);
   }
 
   /// The products that all ranks together can do, measured while all of them do.
@@ -313,6 +308,7 @@ class Run {
   std::unique_ptr<Communicator> communicator_;
   Recipe recipe_;
   std::unique_ptr<Device> device_;
+  std::unique_ptr<Communicator> nccl_;  ///< of the CUDA device; `communicator_` stays the host's
   std::unique_ptr<ModelFile> base_;
   ModelConfig config_;
   std::unique_ptr<TokenFile> train_, validation_;

@@ -18,7 +18,7 @@ HeadTensors head_tensors(const ModelConfig& config, std::span<const Tensor> head
 }  // namespace
 
 Model::Model(const ModelConfig& config, const ModelOptions& options, Device& device, Arena& arena,
-             ParameterStore& store, PhaseClock& clock)
+             ParameterStore& store, PhaseClock& clock, const Tensor& loss_sums)
     : config_(config),
       options_(options),
       device_(device),
@@ -34,7 +34,8 @@ Model::Model(const ModelConfig& config, const ModelOptions& options, Device& dev
                .tokens = options.tokens,
                .slopes = {},
                .rope_cos = {},
-               .rope_sin = {}} {
+               .rope_sin = {}},
+      loss_sums_(loss_sums) {
   const int64_t rows = options.batch * options.tokens, half = config.head_width / 2;
   const auto keep = [&](DType t, Shape s) { return arena.allocate(MemoryClass::workspace, t, s); };
   context_.slopes = keep(DType::fp32, {config.heads});
@@ -44,12 +45,10 @@ Model::Model(const ModelConfig& config, const ModelOptions& options, Device& dev
   targets_ = keep(DType::int32, {rows});
   nll_ = keep(DType::fp32, {rows});
   lse_ = keep(DType::fp32, {rows});
-  sums_ = keep(DType::fp64, {2});
   const RopeTables rope = rope_tables(config.rope, config.head_width, options.tokens);
   device.copy_in(decay_slopes(config.linear.slopes, config.heads).data(), context_.slopes);
   device.copy_in(rope.cos.data(), context_.rope_cos);
   device.copy_in(rope.sin.data(), context_.rope_sin);
-  ops_.zero(sums_);
 }
 
 /// The units the head reads: its own, and the embedding when that is tied to it.
@@ -76,8 +75,8 @@ Tensor Model::embed(const int32_t* inputs, const int32_t* targets) {
 }
 
 void Model::add_losses() {
-  ops_.add_sum(nll_, sums_.slice(0, 1));
-  ops_.add_sum_squares(lse_, sums_.slice(1, 2));
+  ops_.add_sum(nll_, loss_sums_.slice(0, 1));
+  ops_.add_sum_squares(lse_, loss_sums_.slice(1, 2));
 }
 
 void Model::accumulate_gradients(const int32_t* inputs, const int32_t* targets, float z_loss,
@@ -157,13 +156,6 @@ void Model::evaluate(const int32_t* inputs, const int32_t* targets, float* nll) 
   head_forward(c, head.tensors, x, targets_, nll_, lse_);
   add_losses();
   if (nll) device_.copy_out(nll_, nll);
-}
-
-LossSums Model::take_losses() {
-  double sums[2];
-  device_.copy_out(sums_, sums);
-  ops_.zero(sums_);
-  return {sums[0], sums[1]};
 }
 
 }  // namespace supra

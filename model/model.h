@@ -17,7 +17,7 @@ struct ModelOptions {
   int64_t batch = 1, tokens = 1;  ///< B and T of a micro-batch
 };
 
-/// Sums over the rows seen since they were last taken.
+/// Sums over rows.
 struct LossSums {
   double nll = 0;          ///< of -log p(target)
   double squared_lse = 0;  ///< of logsumexp(logits)^2, which the z-loss weighs
@@ -25,9 +25,10 @@ struct LossSums {
 
 class Model {
  public:
-  /// Allocates what it keeps between steps. All references must outlive it.
+  /// Allocates what it keeps between steps. All references must outlive it. `loss_sums` fp64 [2], a
+  /// LossSums on the device, is only ever added to.
   Model(const ModelConfig& config, const ModelOptions& options, Device& device, Arena& arena,
-        ParameterStore& store, PhaseClock& clock);
+        ParameterStore& store, PhaseClock& clock, const Tensor& loss_sums);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -37,8 +38,6 @@ class Model {
                             float gradient_scale);
   /// Adds to the loss sums; writes each row's nll to `nll`, host [B, T], unless null.
   void evaluate(const int32_t* inputs, const int32_t* targets, float* nll = nullptr);
-  /// The sums so far, which begin anew. Waits for the device.
-  LossSums take_losses();
 
   const ModelConfig& config() const { return config_; }
 
@@ -61,7 +60,7 @@ class Model {
   Context context_;
   Tensor tokens_, targets_;  ///< int32 [N]
   Tensor nll_, lse_;         ///< fp32 [N]
-  Tensor sums_;              ///< fp64 [2]
+  Tensor loss_sums_;         ///< fp64 [2]
 };
 
 }  // namespace supra

@@ -10,11 +10,13 @@ namespace {
 /// Both the single rank and the dry run: there is nobody to talk to.
 class LoneCommunicator final : public Communicator {
  public:
-  explicit LoneCommunicator(int size) : size_(size) {}
+  LoneCommunicator(int size, DeviceKind kind) : size_(size), kind_(kind) {}
   int rank() const override { return 0; }
   int size() const override { return size_; }
   void reserve(Ops&, Arena& arena, int64_t elements) override {
-    if (size_ > 1) arena.allocate(MemoryClass::communication, DType::fp32, {elements});
+    // NCCL adds on the way; over MPI a rank receives all pieces and adds them itself.
+    if (size_ > 1 && kind_ == DeviceKind::cpu)
+      arena.allocate(MemoryClass::communication, DType::fp32, {elements});
   }
   Pending all_gather(const Tensor& shard, const Tensor& full) override {
     if (size_ == 1) std::memcpy(full.address(), shard.address(), shard.bytes());
@@ -32,16 +34,17 @@ class LoneCommunicator final : public Communicator {
 
  private:
   int size_;
+  DeviceKind kind_;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_single_communicator() {
-  return std::make_unique<LoneCommunicator>(1);
+  return std::make_unique<LoneCommunicator>(1, DeviceKind::cpu);
 }
 
-std::unique_ptr<Communicator> make_dry_communicator(int size) {
-  return std::make_unique<LoneCommunicator>(size);
+std::unique_ptr<Communicator> make_dry_communicator(int size, DeviceKind kind) {
+  return std::make_unique<LoneCommunicator>(size, kind);
 }
 
 void together(Communicator& communicator, const std::function<void()>& work) {

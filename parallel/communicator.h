@@ -38,9 +38,15 @@ class Communicator {
 
   /// full[r n ... (r+1) n) = rank r's shard [n], of any dtype.
   virtual Pending all_gather(const Tensor& shard, const Tensor& full) = 0;
-  /// shard [n] = sum over ranks of their full[rank n ... (rank+1) n), added in the order of ranks;
-  /// fp32. One at a time.
+  /// shard [n] = sum over ranks of their full[rank n ... (rank+1) n), fp32, in an order that is the
+  /// same each time: that of ranks with MPI, that of NCCL's rings with NCCL. One at a time.
   virtual Pending reduce_scatter(const Tensor& full, const Tensor& shard) = 0;
+
+  /// Throws when a collective has failed. Those that wait for collectives do it meanwhile.
+  virtual void check() {}
+  /// Ends the collectives under way, and the communicator: whoever waits for one goes on, to an
+  /// error. From any thread.
+  virtual void abort() noexcept {}
 
   // Small host data.
   virtual void all_gather_host(const void* mine, size_t bytes, void* all) = 0;
@@ -57,9 +63,9 @@ class Communicator {
 
 /// One rank: itself.
 std::unique_ptr<Communicator> make_single_communicator();
-/// Rank 0 of `size`, without the others: collectives do nothing. For measuring memory on the dry
-/// device.
-std::unique_ptr<Communicator> make_dry_communicator(int size);
+/// Rank 0 of `size`, without the others: collectives do nothing. For measuring, on the dry device,
+/// the memory that the communicator of this kind of device needs.
+std::unique_ptr<Communicator> make_dry_communicator(int size, DeviceKind kind);
 
 /// An error that every rank throws: all end by themselves, and one speaks. what() is the whole
 /// report.

@@ -10,12 +10,15 @@ Engine::Engine(const ModelConfig& config, const EngineOptions& options, Device& 
     : options_(options),
       device_(device),
       communicator_(communicator),
+      clock_(device.make_timeline()),
       parameters_(describe_parameters(config, options.identity_feature_map), options.trained,
                   options.model.dtype, device.ops(), arena, communicator, clock_),
-      model_(config, options.model, device, arena, parameters_, clock_),
-      squares_(arena.allocate(MemoryClass::workspace, DType::fp64, {1})),
+      metrics_(arena.allocate(MemoryClass::workspace, DType::fp64, {3})),
+      model_(config, options.model, device, arena, parameters_, clock_, metrics_.slice(0, 2)),
       inputs_(static_cast<size_t>(options.model.batch * options.model.tokens)),
-      targets_(inputs_.size()) {}
+      targets_(inputs_.size()) {
+  device.ops().zero(metrics_);
+}
 
 void Engine::split(const int32_t* windows, int64_t present) {
   const int64_t T = options_.model.tokens;
@@ -33,45 +36,46 @@ void Engine::split(const int32_t* windows, int64_t present) {
   }
 }
 
-Loss Engine::reduce_losses(int64_t tokens) {
-  struct Sums {
-    LossSums losses;
-    int64_t tokens;
-  };
-  Loss total;
-  double squared_lse = 0;
-  const auto all = communicator_.gather_values(Sums{model_.take_losses(), tokens});
-  for (size_t r = 0; r < all.size(); ++r) {
-    const LossSums& l = all[r].losses;
-    if (!std::isfinite(l.nll) || !std::isfinite(l.squared_lse)) {
-      throw AgreedError(
-          ExitCode::not_finite,
-          fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, l.nll));
-    }
-    total.cross_entropy += l.nll;
-    squared_lse += l.squared_lse;
-    total.tokens += all[r].tokens;
-  }
-  const auto n = static_cast<double>(std::max<int64_t>(1, total.tokens));
-  total.cross_entropy /= n;
-  total.z_loss = options_.z_loss * squared_lse / n;
-  return total;
+Engine::Metrics Engine::take_metrics() {
+  double sums[3];
+  device_.copy_out(metrics_, sums);
+  device_.ops().zero(metrics_);
+  return {{sums[0], sums[1]}, sums[2]};
 }
 
-double Engine::reduce_grad_norm() {
-  device_.ops().zero(squares_);
-  add_gradient_squares(device_.ops(), parameters_.optimizer_shards(), squares_);
-  double mine = 0, total = 0;
-  device_.copy_out(squares_, &mine);
-  const auto all = communicator_.gather_values(mine);
+StepResult Engine::reduce_metrics(int64_t tokens, bool with_gradient) {
+  struct Mine {
+    Metrics metrics;
+    int64_t tokens;
+  };
+  StepResult total;
+  Loss& loss = total.loss;
+  double squared_lse = 0, squared_gradient = 0;
+  const auto all = communicator_.gather_values(Mine{take_metrics(), tokens});
   for (size_t r = 0; r < all.size(); ++r) {
-    if (!std::isfinite(all[r])) {
+    const Metrics& m = all[r].metrics;
+    if (!std::isfinite(m.losses.nll) || !std::isfinite(m.losses.squared_lse)) {
+      throw AgreedError(
+          ExitCode::not_finite,
+          fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, m.losses.nll));
+    }
+    loss.cross_entropy += m.losses.nll;
+    squared_lse += m.losses.squared_lse;
+    loss.tokens += all[r].tokens;
+  }
+  // A bad loss makes bad gradients everywhere: it is the one to name.
+  for (size_t r = 0; with_gradient && r < all.size(); ++r) {
+    if (!std::isfinite(all[r].metrics.squared_gradient)) {
       throw AgreedError(ExitCode::not_finite,
                         fmt::format("the gradient is not finite (in rank {}'s shard)", r));
     }
-    total += all[r];
+    squared_gradient += all[r].metrics.squared_gradient;
   }
-  return std::sqrt(total);
+  const auto n = static_cast<double>(std::max<int64_t>(1, loss.tokens));
+  loss.cross_entropy /= n;
+  loss.z_loss = options_.z_loss * squared_lse / n;
+  total.grad_norm = std::sqrt(squared_gradient);
+  return total;
 }
 
 StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, int64_t step) {
@@ -90,9 +94,8 @@ StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, 
   parameters_.finish_reductions();
 
   const PhaseClock::Span span(clock_, Phase::optimizer);
-  StepResult result;
-  result.loss = reduce_losses(mine * T);
-  result.grad_norm = reduce_grad_norm();
+  add_gradient_squares(device_.ops(), parameters_.optimizer_shards(), metrics_.slice(2, 3));
+  const StepResult result = reduce_metrics(mine * T, true);
   parameters_.forget_gathered();
   optimizer_step(device_.ops(), parameters_.optimizer_shards(), options_.adamw, learning_rate,
                  clip_scale(result.grad_norm, options_.grad_clip), step);
@@ -107,12 +110,12 @@ Loss Engine::evaluate(std::span<const int32_t> windows, int64_t batches) {
     split(windows.data() + first * window_size(), std::min(batch, mine - first));
     model_.evaluate(inputs_.data(), targets_.data());
   }
-  return reduce_losses(mine * options_.model.tokens);
+  return reduce_metrics(mine * options_.model.tokens, false).loss;
 }
 
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, int ranks) {
   const auto device = make_dry_device();
-  const auto communicator = make_dry_communicator(ranks);
+  const auto communicator = make_dry_communicator(ranks, options.device);
   Arena arena;
   Engine engine(config, options, *device, arena, *communicator);
   const std::vector<int32_t> windows(

@@ -12,6 +12,7 @@
 namespace supra {
 
 struct EngineOptions {
+  DeviceKind device = DeviceKind::cpu;
   ModelOptions model;
   Trained trained = Trained::all;
   bool identity_feature_map = false;
@@ -47,6 +48,10 @@ class Engine {
   /// whose windows are fewer computes ignored rows instead.
   Loss evaluate(std::span<const int32_t> windows, int64_t batches);
 
+  /// This rank's sums of losses since they were last taken, for models run without step(). Waits
+  /// for the device.
+  LossSums take_losses() { return take_metrics().losses; }
+
   ShardedParameters& parameters() { return parameters_; }
   Model& model() { return model_; }
   PhaseClock& clock() { return clock_; }
@@ -55,16 +60,23 @@ class Engine {
   int64_t window_size() const { return options_.model.tokens + 1; }
   /// The micro-batch beginning at `windows`: inputs and targets, -1 where `present` windows end.
   void split(const int32_t* windows, int64_t present);
-  Loss reduce_losses(int64_t tokens);
-  double reduce_grad_norm();
+  /// What this rank's device has summed up.
+  struct Metrics {
+    LossSums losses;
+    double squared_gradient;  ///< of this rank's shards; unset in an evaluation
+  };
+  /// Waits for the device: the only time in a step. The loss sums begin anew.
+  Metrics take_metrics();
+  /// Of all ranks, with this rank's number of tokens.
+  StepResult reduce_metrics(int64_t tokens, bool with_gradient);
 
   EngineOptions options_;
   Device& device_;
   Communicator& communicator_;
   PhaseClock clock_;
   ShardedParameters parameters_;
+  Tensor metrics_;  ///< fp64 [3]
   Model model_;
-  Tensor squares_;  ///< fp64 [1]
   std::vector<int32_t> inputs_, targets_;
 };
 

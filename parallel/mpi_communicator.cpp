@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <sched.h>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include <climits>
@@ -28,9 +30,9 @@ int as_count(int64_t n) {
   return static_cast<int>(n);
 }
 
-/// This host's ranks, and this rank's fair share of its cores.
+/// This host's ranks, this rank's number among them, and its fair share of the cores.
 struct Host {
-  int ranks = 1, threads = 1;
+  int ranks = 1, rank = 0, threads = 1;
 };
 
 Host survey_host() {
@@ -40,6 +42,7 @@ Host survey_host() {
       MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &neighbours),
       "MPI_Comm_split_type");
   MPI_Comm_size(neighbours, &host.ranks);
+  MPI_Comm_rank(neighbours, &host.rank);
   cpu_set_t mine;
   CPU_ZERO(&mine);
   ::sched_getaffinity(0, sizeof(mine), &mine);  // on failure the mask stays empty: one thread
@@ -59,7 +62,8 @@ Host survey_host() {
 
 class MpiCommunicator final : public Communicator {
  public:
-  MpiCommunicator() {
+  explicit MpiCommunicator(std::function<void()> while_waiting)
+      : while_waiting_(std::move(while_waiting)) {
     check_mpi(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "MPI_Comm_dup");
     MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN);
     MPI_Comm_rank(comm_, &rank_);
@@ -111,15 +115,38 @@ class MpiCommunicator final : public Communicator {
 
   void all_gather_host(const void* mine, size_t bytes, void* all) override {
     const int n = as_count(static_cast<int64_t>(bytes));
-    check_mpi(MPI_Allgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm_), "MPI_Allgather");
+    if (!while_waiting_) {
+      check_mpi(MPI_Allgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm_), "MPI_Allgather");
+      return;
+    }
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Iallgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm_, &request),
+              "MPI_Iallgather");
+    finish(request);
   }
 
   void broadcast_host(void* data, size_t bytes, int root) override {
-    check_mpi(MPI_Bcast(data, as_count(static_cast<int64_t>(bytes)), MPI_BYTE, root, comm_),
-              "MPI_Bcast");
+    const int n = as_count(static_cast<int64_t>(bytes));
+    if (!while_waiting_) {
+      check_mpi(MPI_Bcast(data, n, MPI_BYTE, root, comm_), "MPI_Bcast");
+      return;
+    }
+    MPI_Request request = MPI_REQUEST_NULL;
+    check_mpi(MPI_Ibcast(data, n, MPI_BYTE, root, comm_, &request), "MPI_Ibcast");
+    finish(request);
   }
 
  private:
+  void finish(MPI_Request request) const {
+    for (int done = 0;;) {
+      check_mpi(MPI_Test(&request, &done, MPI_STATUS_IGNORE), "MPI_Test");
+      if (done) return;
+      while_waiting_();
+      std::this_thread::yield();
+    }
+  }
+
+  std::function<void()> while_waiting_;
   Ops* ops_ = nullptr;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
@@ -136,6 +163,7 @@ MpiSession::MpiSession() {
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
   const Host host = survey_host();
   ranks_on_host_ = host.ranks;
+  rank_on_host_ = host.rank;
   threads_ = host.threads;
   set_error_rank(rank_, size_);
 }
@@ -149,8 +177,8 @@ void MpiSession::abort(int code) {
   std::abort();
 }
 
-std::unique_ptr<Communicator> make_mpi_communicator() {
-  return std::make_unique<MpiCommunicator>();
+std::unique_ptr<Communicator> make_mpi_communicator(std::function<void()> while_waiting) {
+  return std::make_unique<MpiCommunicator>(std::move(while_waiting));
 }
 
 }  // namespace supra

@@ -1,7 +1,5 @@
 #include "runtime/arena.h"
 
-#include <cstring>
-
 namespace supra {
 
 std::string_view name_of(MemoryClass c) {
@@ -25,7 +23,7 @@ std::string_view name_of(MemoryClass c) {
 }
 
 Arena::Arena(Device& device, size_t capacity, bool poison)
-    : buffer_(device, capacity), measuring_(false), poison_(poison) {}
+    : buffer_(device, capacity), measuring_(false), poisoner_(poison ? &device : nullptr) {}
 
 Tensor Arena::allocate(MemoryClass c, DType dtype, Shape shape) {
   const size_t bytes = static_cast<size_t>(shape.numel()) * size_of(dtype);
@@ -41,14 +39,15 @@ Tensor Arena::allocate(MemoryClass c, DType dtype, Shape shape) {
       measuring_ ? reinterpret_cast<char*>(alignment) : static_cast<char*>(buffer_.address());
   // NOLINTEND(performance-no-int-to-ptr)
   char* address = base + used_;
-  if (poison_) std::memset(address, 0xFF, bytes);
   used_ += padded;
   by_class_[static_cast<size_t>(c)] += padded;
   if (used_ > high_water_) {
     high_water_ = used_;
     table_ = by_class_;
   }
-  return {address, dtype, shape};
+  const Tensor tensor(address, dtype, shape);
+  if (poisoner_ && bytes) poisoner_->poison(tensor);
+  return tensor;
 }
 
 }  // namespace supra

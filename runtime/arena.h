@@ -33,8 +33,8 @@ class Arena {
 
   /// An arena that only counts; the tensors it gives out must not be touched.
   explicit Arena() = default;
-  /// With `poison`, fresh tensors are filled with 0xFF bytes (NaN), so that what an op leaves
-  /// unwritten shows. Host devices only.
+  /// With `poison`, fresh tensors are filled with NaN, so that what an op leaves unwritten shows.
+  /// `device` must outlive the arena.
   Arena(Device& device, size_t capacity, bool poison = false);
 
   /// Uninitialised. Throws when the arena is full.
@@ -67,7 +67,7 @@ class Arena {
  private:
   Buffer buffer_;
   bool measuring_ = true;
-  bool poison_ = false;
+  Device* poisoner_ = nullptr;
   size_t used_ = 0;
   size_t high_water_ = 0;
   MemoryTable by_class_{};

@@ -7,10 +7,13 @@
 #include <utility>
 
 #include "runtime/ops.h"
+#include "runtime/phase_clock.h"
 
 namespace supra {
 
 class Device;
+
+enum class DeviceKind : uint8_t { cpu, cuda };
 
 /// Device memory, freed with the object. Move-only.
 class Buffer {
@@ -55,16 +58,26 @@ class Device {
   /// or read.
   virtual void copy_in(const void* host, const Tensor& to) = 0;
   virtual void copy_out(const Tensor& from, void* host) = 0;
+  /// Fills with 0xFF bytes, which are NaN in every floating-point dtype.
+  virtual void poison(const Tensor& t) = 0;
   /// Returns when everything issued so far is done.
   virtual void synchronize() = 0;
+  /// Memory that allocate() can still give, in bytes; 0 where the system does not tell.
+  virtual size_t available_bytes() const = 0;
   /// Scratch memory the ops hold at this moment, in bytes: grows in the first step, then stays.
   virtual size_t workspace_bytes() const = 0;
+  /// What times phases on this device; null: the host's clock does.
+  virtual std::unique_ptr<Timeline> make_timeline() { return nullptr; }
   /// False for a device that computes nothing, on which a step is run to learn its memory.
   virtual bool computes() const { return true; }
 };
 
 /// The CPU device, with this many threads.
 std::unique_ptr<Device> make_cpu_device(int threads);
+
+/// The GPU of this index, as CUDA counts those it can see. Bad input where there is none, or the
+/// program was built without CUDA.
+std::unique_ptr<Device> make_cuda_device(int index);
 
 /// A device whose ops do nothing and whose memory cannot be touched: a step run on it measures the
 /// arena.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Every test of the project, set-up included: bash tests/run.sh [--preset release|debug|asan]
+# With the preset release also the CUDA device: on the emulated GPU, and compiled where nvcc is found.
 # Ends with the line "N passed, N failed"; the exit code is 0 when none failed.
 set -uo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
@@ -23,14 +24,12 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
 passed=0
 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 
-# count NAME COMMAND...: runs a doctest or pytest program and adds its results; shows the output of a failure.
-count() {
-  local name=$1 status=0 good bad began=$SECONDS
-  shift
-  "$@" >"$log" 2>&1 || status=$?
+# report NAME STATUS SECONDS LOG: adds up what a doctest or pytest program found; shows the output of a failure.
+report() {
+  local name=$1 status=$2 seconds=$3 log=$4 good bad
   # doctest's "test cases: 9 | 8 passed | 1 failed", pytest's "1 failed, 8 passed, 1 error"
   good=$(tail -5 "$log" | grep -aoE '[0-9]+ passed' | head -1 | tr -dc 0-9)
   bad=$(tail -5 "$log" | grep -aoE '[0-9]+ (failed|error)' | head -1 | tr -dc 0-9)
@@ -38,16 +37,74 @@ count() {
   # A program that dies, or that runs nothing, is a failure whatever it counted.
   if ((bad == 0 && (status != 0 || good == 0))); then bad=1; fi
   if ((bad)); then cat "$log"; fi
-  printf '%-28s %4d passed %4d failed  %4d s\n' "$name" "$good" "$bad" $((SECONDS - began))
+  printf '%-28s %4d passed %4d failed  %4d s\n' "$name" "$good" "$bad" "$seconds"
   passed=$((passed + good))
   failed=$((failed + bad))
+}
+
+# begin NAME COMMAND...: starts a test program beside the others; `finish` waits for all of them and reports.
+names=()
+begin() {
+  local number=${#names[@]} began=$SECONDS
+  names+=("$1")
+  shift
+  {
+    "$@" >"$logs/$number" 2>&1
+    echo "$? $((SECONDS - began))" >"$logs/$number.end"
+  } &
+}
+finish() {
+  local number status seconds
+  wait
+  for number in "${!names[@]}"; do
+    read -r status seconds <"$logs/$number.end"
+    report "${names[number]}" "$status" "$seconds" "$logs/$number"
+  done
+  names=()
+}
+count() {
+  begin "$@"
+  finish
 }
 
 count "unit tests" "build/$preset/unit_tests"
 for ranks in 1 2 3 4; do
   count "collectives, $ranks ranks" mpirun -n "$ranks" "build/$preset/mpi_tests"
 done
-count "command line" "$python" -m pytest -q -p no:cacheprovider tests/cli
+count "command line" "$python" -m pytest -q -p no:cacheprovider tests/cli --ignore=tests/cli/test_cuda.py
+
+if [[ $preset == release ]]; then
+  setup_build emulated unit_tests mpi_tests op_runner supra
+  export SUPRA_BUILD=build/emulated
+  on_gpu=(env SUPRA_TEST_DEVICE=cuda)
+  count "the emulator, its mutants" build/emulated/unit_tests -tc='emulator*,mutant*,ptx*,traffic*'
+  # One thread each: two at a time.
+  begin "emulated GPU: ops" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops*'
+  begin "emulated GPU: models" "${on_gpu[@]}" build/emulated/unit_tests \
+    -tc='attention*,linear attention*,model*,recurrent*,sharding*,checkpoint*,cuda*'
+  finish
+  # A seed chooses the order in which streams, blocks, warps and lanes run.
+  for seeds in '0 2' '4 9'; do
+    for seed in $seeds; do
+      begin "emulated GPU: seed $seed" "${on_gpu[@]}" SUPRA_EMULATOR_SEED="$seed" \
+        build/emulated/unit_tests -tc='ops: every output*,cuda*,model: loss*'
+    done
+    finish
+  done
+  for ranks in 1 2 3 4; do
+    count "emulated NCCL, $ranks ranks" "${on_gpu[@]}" mpirun -n "$ranks" build/emulated/mpi_tests
+  done
+  count "programs on emulated GPUs" "${on_gpu[@]}" "$python" -m pytest -q -p no:cacheprovider \
+    tests/cli/test_op_runner.py tests/cli/test_cuda.py
+
+  if command -v nvcc >/dev/null; then
+    setup_cuda_tools
+    setup_build cuda
+    count "kernels as compiled" "$python" tests/kernel_resources.py
+  else
+    say "nvcc is not here: the kernels are not compiled for a GPU"
+  fi
+fi
 
 printf '%d passed, %d failed\n' "$passed" "$failed"
 ((failed == 0))

@@ -5,6 +5,7 @@ namespace supra {
 EngineOptions engine_options(const Recipe& r) {
   const bool mixed = r.train.dtype == Precision::mixed;
   EngineOptions o;
+  o.device = r.train.device;
   o.model = {.dtype = mixed ? DType::bf16 : DType::fp32,
              .recompute_blocks = r.train.recompute == Recompute::block,
              .batch = r.train.micro_batch,

@@ -32,7 +32,7 @@ constexpr auto choices() {
     return std::array{Trainable::all, Trainable::new_weights};
   } else {
     static_assert(std::same_as<Enum, DeviceKind>);
-    return std::array{DeviceKind::cpu};
+    return std::array{DeviceKind::cpu, DeviceKind::cuda};
   }
 }
 

@@ -29,8 +29,8 @@ std::string_view name_of(Recompute v) {
 std::string_view name_of(Trainable v) {
   return v == Trainable::all ? "all" : "new_weights";
 }
-std::string_view name_of(DeviceKind) {
-  return "cpu";
+std::string_view name_of(DeviceKind v) {
+  return v == DeviceKind::cpu ? "cpu" : "cuda";
 }
 
 std::string toml_text(bool value) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "runtime/device.h"
 
 namespace supra {
 
@@ -23,7 +24,6 @@ enum class Precision : uint8_t {
 };
 enum class Recompute : uint8_t { none, block };
 enum class Trainable : uint8_t { all, new_weights };
-enum class DeviceKind : uint8_t { cpu };
 
 std::string_view name_of(FeatureMapInit v);
 std::string_view name_of(Precision v);
@@ -196,7 +196,8 @@ struct TrainRecipe {
     v.key("validate_every", s.validate_every,
           "Steps between validations; 0: only before the first step and after the last.",
           at_least(0));
-    v.key("device", s.device, "Where the model is computed.");
+    v.key("device", s.device,
+          "Where the model is computed: `cpu` with MPI, or `cuda` with NCCL, one GPU a rank.");
   }
 };
 

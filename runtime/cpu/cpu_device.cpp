@@ -1,7 +1,10 @@
 #include "runtime/cpu/cpu_device.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
+#include <string>
 #include <sys/mman.h>
 
 namespace supra {
@@ -33,6 +36,24 @@ void* CpuDevice::allocate(size_t bytes) {
 
 void CpuDevice::release(void* address, size_t bytes) noexcept {
   ::munmap(address, bytes == 0 ? 1 : bytes);
+}
+
+size_t CpuDevice::available_bytes() const {
+  size_t available = 0, kib = 0;
+  std::string key;
+  for (std::ifstream file("/proc/meminfo"); file >> key >> kib; file.ignore(64, '\n')) {
+    if (key == "MemAvailable:") available = kib * 1024;
+  }
+  size_t limit = 0, used = 0;  // of the container or job; "max" where there is none
+  if (std::ifstream("/sys/fs/cgroup/memory.max") >> limit &&
+      std::ifstream("/sys/fs/cgroup/memory.current") >> used && limit > used) {
+    available = std::min(available, limit - used);
+  }
+  return available;
+}
+
+void CpuDevice::poison(const Tensor& t) {
+  std::memset(t.address(), 0xFF, t.bytes());
 }
 
 void CpuDevice::copy_in(const void* host, const Tensor& to) {

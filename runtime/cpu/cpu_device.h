@@ -72,7 +72,9 @@ class CpuDevice final : public Device {
   void release(void* address, size_t bytes) noexcept override;
   void copy_in(const void* host, const Tensor& to) override;
   void copy_out(const Tensor& from, void* host) override;
+  void poison(const Tensor& t) override;
   void synchronize() override {}
+  size_t available_bytes() const override;
   size_t workspace_bytes() const override { return ops_.workspace_bytes(); }
 
  private:

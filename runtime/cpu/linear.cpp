@@ -3,29 +3,10 @@
 #include "runtime/cpu/cpu_device.h"
 #include "runtime/cpu/parallel.h"
 #include "runtime/cpu/simd.h"
+#include "runtime/linear_sizes.h"
 
 namespace supra::cpu {
 namespace {
-
-/// The sizes of a grouped linear layer, from its tensors (runtime/ops.h).
-struct Grouping {
-  int64_t rows, in, out, weights, groups;
-
-  Grouping(const Tensor& x, const Tensor& w, const Tensor& y) {
-    const bool grouped = w.shape().rank() == 3;
-    weights = grouped ? w.size(0) : 1;
-    out = w.size(grouped ? 1 : 0);
-    in = w.size(grouped ? 2 : 1);
-    rows = x.size(0);
-    groups = in ? x.size(1) / in : 0;
-    SUPRA_CHECK(groups * in == x.size(1) && groups * out == y.size(1) && rows == y.size(0) &&
-                    weights > 0 && groups % weights == 0,
-                "a linear layer with weights {} does not map {} to {}", w.shape().to_string(),
-                x.shape().to_string(), y.shape().to_string());
-  }
-  /// The matrix that group g uses.
-  int64_t weight_of(int64_t g) const { return g / (groups / weights); }
-};
 
 char* offset(const Tensor& t, int64_t elements) {
   return static_cast<char*>(t.address()) + elements * static_cast<int64_t>(size_of(t.dtype()));
@@ -61,7 +42,7 @@ SUPRA_KERNEL void relu_backward_columns(const Tensor& y, const Tensor& dy, const
 }  // namespace
 
 void CpuOps::linear_forward(const LinearForward& op) {
-  const Grouping s(op.x, op.w, op.y);
+  const LinearSizes s(op.x, op.w, op.y);
   for (int64_t g = 0; g < s.groups; ++g) {
     const int64_t w = s.weight_of(g);
     gemm({.m = s.rows,
@@ -86,7 +67,7 @@ void CpuOps::linear_forward(const LinearForward& op) {
 }
 
 void CpuOps::linear_backward_input(const Tensor& dy, const Tensor& w, const Tensor& dx, bool add) {
-  const Grouping s(dx, w, dy);
+  const LinearSizes s(dx, w, dy);
   for (int64_t g = 0; g < s.groups; ++g) {
     gemm({.m = s.rows,
           .n = s.in,
@@ -107,7 +88,7 @@ void CpuOps::linear_backward_input(const Tensor& dy, const Tensor& w, const Tens
 }
 
 void CpuOps::linear_backward_weight(const Tensor& dy, const Tensor& x, const Tensor& dw) {
-  const Grouping s(x, dw, dy);
+  const LinearSizes s(x, dw, dy);
   for (int64_t g = 0; g < s.groups; ++g) {
     gemm({.m = s.out,
           .n = s.in,

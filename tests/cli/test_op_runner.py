@@ -1,5 +1,6 @@
-"""op_runner: ops on files, against numpy."""
+"""op_runner: ops on files, against numpy; on the device that SUPRA_TEST_DEVICE names, else the CPU."""
 
+import os
 import subprocess
 
 import h5py
@@ -20,7 +21,8 @@ def op(build, tmp_path_factory):
             for key, value in inputs.items():
                 file[key] = value.astype(np.float32)
             file.attrs.update(attributes)
-        command = [program, name, folder / "in.h5", folder / "out.h5", *options]
+        device = ["--device", os.environ.get("SUPRA_TEST_DEVICE", "cpu")]
+        command = [program, name, folder / "in.h5", folder / "out.h5", *device, *options]
         subprocess.run([str(part) for part in command], check=True, timeout=60)
         with h5py.File(folder / "out.h5") as file:
             return {key: file[key][...] for key in file}

@@ -1,25 +1,22 @@
-// The collectives over MPI, on as many ranks as there are.
+// The collectives, on as many ranks as there are.
 
 #include "parallel/communicator.h"
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 #include <doctest/doctest.h>
 
-#include "parallel/mpi_communicator.h"
 #include "runtime/random.h"
+#include "tests/mpi/test_ranks.h"
 
 using namespace supra;
+using namespace supra::test;
 
 namespace {
 
 constexpr int64_t sizes[] = {1, 5, 63, 64, 65, 1000, 30011};
-
-template <class T>
-Tensor view(std::vector<T>& x) {
-  return {x.data(), dtype_of<T>, {static_cast<int64_t>(x.size())}};
-}
 
 /// Element i of what a rank gives; of very different sizes, so that the order of a sum shows.
 float element(int rank, int64_t i, uint64_t seed = 0) {
@@ -55,68 +52,114 @@ bool is_gathered(const std::vector<T>& full, int ranks, int64_t n, uint64_t seed
 }  // namespace
 
 TEST_CASE_TEMPLATE("all_gather: every rank has all shards, in the order of ranks", T, float, bf16) {
-  const auto c = make_mpi_communicator();
+  const Ranks c;
   for (const int64_t n : sizes) {
-    std::vector<T> shard = elements<T>(c->rank(), n), full = not_a_number<T>(n * c->size());
-    Pending gathering = c->all_gather(view(shard), view(full));
+    const DeviceArray<T> shard(*c.device, elements<T>(c->rank(), n));
+    const DeviceArray<T> full(*c.device, not_a_number<T>(n * c->size()));
+    Pending gathering = c->all_gather(shard.tensor(), full.tensor());
     gathering.wait();
     gathering.wait();  // does nothing more
-    CHECK(is_gathered(full, c->size(), n));
+    CHECK(is_gathered(full.values(), c->size(), n));
   }
 }
 
 TEST_CASE("all_gather: several may be under way, and are waited for in any order") {
-  const auto c = make_mpi_communicator();
+  const Ranks c;
   constexpr uint64_t count = 5;
   const int64_t n = 777;
-  std::vector<std::vector<float>> shards, fulls;
+  std::vector<DeviceArray<float>> shards, fulls;
   for (uint64_t k = 0; k < count; ++k) {
-    shards.push_back(elements<float>(c->rank(), n, k));
-    fulls.push_back(not_a_number<float>(n * c->size()));
+    shards.emplace_back(*c.device, elements<float>(c->rank(), n, k));
+    fulls.emplace_back(*c.device, not_a_number<float>(n * c->size()));
   }
   std::vector<Pending> pending;
   for (size_t k = 0; k < count; ++k) {
-    pending.push_back(c->all_gather(view(shards[k]), view(fulls[k])));
+    pending.push_back(c->all_gather(shards[k].tensor(), fulls[k].tensor()));
   }
   // Each rank in an order of its own.
   for (size_t k = 0; k < count; ++k)
     pending[(k * 3 + static_cast<size_t>(c->rank())) % count].wait();
-  for (size_t k = 0; k < count; ++k) CHECK(is_gathered(fulls[k], c->size(), n, k));
+  for (size_t k = 0; k < count; ++k) CHECK(is_gathered(fulls[k].values(), c->size(), n, k));
 }
 
-TEST_CASE("reduce_scatter: each rank has the sum of its piece, added in the order of ranks") {
-  const auto device = make_cpu_device(1);
-  Arena arena(*device, size_t{1} << 20);
-  const auto c = make_mpi_communicator();
-  c->reserve(device->ops(), arena, 30016 * c->size());
+TEST_CASE(
+    "collectives: begin after the ops issued before them, and the ops after a wait see them") {
+  const Ranks c;
+  constexpr int64_t n = 5000;
+  const DeviceArray<float> shard(*c.device, elements<float>(c->rank(), n));
+  const DeviceArray<float> full(*c.device, not_a_number<float>(n * c->size()));
+  Ops& ops = c.device->ops();
+  for (int round = 0; round < 3; ++round) {
+    ops.zero(shard.tensor());
+    c->all_gather(shard.tensor(), full.tensor()).wait();
+    ops.zero(full.tensor().slice(0, n));  // overtaking the gather, this would be lost
+  }
+  CHECK(full.values() == std::vector<float>(static_cast<size_t>(n * c->size())));
+}
+
+TEST_CASE("reduce_scatter: each rank has the sum of its piece, added in a fixed order") {
+  const Ranks c;
+  Arena arena(*c.device, size_t{1} << 20);
+  c->reserve(c.device->ops(), arena, 30016 * c->size());
   for (const int64_t n : sizes) {
-    std::vector<float> full = elements<float>(c->rank(), n * c->size());
-    std::vector<float> shard = not_a_number<float>(n);
-    std::vector<float> other = elements<float>(c->rank(), 9, 1), others(9 * size_t(c->size()));
-    Pending reducing = c->reduce_scatter(view(full), view(shard));
-    Pending gathering = c->all_gather(view(other), view(others));  // while it is under way
-    reducing.wait();
-    gathering.wait();
-    CHECK(is_gathered(others, c->size(), 9, 1));
+    const DeviceArray<float> full(*c.device, elements<float>(c->rank(), n * c->size()));
+    const DeviceArray<float> shard(*c.device, not_a_number<float>(n));
+    const DeviceArray<float> other(*c.device, elements<float>(c->rank(), 9, 1));
+    const DeviceArray<float> others(*c.device, not_a_number<float>(9 * c->size()));
+    const auto reduce = [&] {
+      Pending reducing = c->reduce_scatter(full.tensor(), shard.tensor());
+      Pending gathering = c->all_gather(other.tensor(), others.tensor());  // while it is under way
+      reducing.wait();
+      gathering.wait();
+      return shard.values();
+    };
+    const std::vector<float> sums = reduce();
+    CHECK(is_gathered(others.values(), c->size(), 9, 1));
     int64_t wrong = 0;
     for (int64_t i = 0; i < n; ++i) {
-      float sum = element(0, c->rank() * n + i);
-      for (int r = 1; r < c->size(); ++r) sum += element(r, c->rank() * n + i);
-      wrong += shard[static_cast<size_t>(i)] != sum;
+      float sum = 0;
+      double magnitude = 0;
+      for (int r = 0; r < c->size(); ++r) {
+        const float term = element(r, c->rank() * n + i);
+        sum = r == 0 ? term : sum + term;
+        magnitude += std::abs(term);
+      }
+      // MPI adds in the order of ranks. The order of NCCL is its own: each of two sums is within a
+      // unit roundoff a term of the exact one.
+      const double allowed = on_cuda() ? 2 * c->size() * 0x1p-24 * magnitude : 0;
+      wrong += !(std::abs(double(sums[static_cast<size_t>(i)]) - sum) <= allowed);
     }
     CHECK(wrong == 0);
+    CHECK(reduce() == sums);
   }
 }
 
 TEST_CASE("collectives: sizes that do not fit are refused on every rank") {
-  const auto c = make_mpi_communicator();
-  std::vector<float> shard(3), full(static_cast<size_t>(3 * c->size() + 1));
-  CHECK_THROWS_AS(c->all_gather(view(shard), view(full)), Error);
-  CHECK_THROWS_AS(c->reduce_scatter(view(full), view(shard)), Error);
+  const Ranks c;
+  const DeviceArray<float> shard(*c.device, std::vector<float>(3));
+  const DeviceArray<float> full(*c.device,
+                                std::vector<float>(static_cast<size_t>(3 * c->size() + 1)));
+  CHECK_THROWS_AS(c->all_gather(shard.tensor(), full.tensor()), Error);
+  CHECK_THROWS_AS(c->reduce_scatter(full.tensor(), shard.tensor()), Error);
+}
+
+TEST_CASE("collectives: after an abort, every wait ends in an error") {
+  if (!on_cuda()) return;  // MPI ends the whole job
+  const Ranks c;
+  const DeviceArray<float> shard(*c.device, std::vector<float>(3));
+  const DeviceArray<float> full(*c.device, std::vector<float>(static_cast<size_t>(3 * c->size())));
+  c->all_gather(shard.tensor(), full.tensor()).wait();  // the first one connects the ranks
+  c.device->synchronize();
+  if (c->rank() == 0) c->all_gather(shard.tensor(), full.tensor()).wait();  // the others never come
+  std::thread watchdog([&] { c->abort(); });
+  watchdog.join();
+  CHECK_THROWS_WITH_AS(c.device->synchronize(), doctest::Contains("aborted"), Error);
+  CHECK_THROWS_AS(c->check(), Error);
+  CHECK_THROWS_AS(c->all_gather(shard.tensor(), full.tensor()), Error);
 }
 
 TEST_CASE("host data: is gathered by rank, and broadcast from any") {
-  const auto c = make_mpi_communicator();
+  const Ranks c;
   struct Pair {
     int rank;
     double square;
@@ -135,7 +178,7 @@ TEST_CASE("host data: is gathered by rank, and broadcast from any") {
 }
 
 TEST_CASE("together: when any rank fails, all fail with the first such rank's error") {
-  const auto c = make_mpi_communicator();
+  const Ranks c;
   for (int failing = 0; failing < c->size(); ++failing) {
     try {
       together(*c, [&] {

@@ -142,9 +142,10 @@ Op repeat_heads(int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_widt
 const Registered rms_norm_family(
     {"rms_norm",
      [] {
-       return std::vector{rms_norm(1, 1, 1e-5, false), rms_norm(1, 64, 1e-5, true),
-                          rms_norm(7, 33, 1e-6, false), rms_norm(65, 576, 1e-5, true),
-                          rms_norm(500, 128, 1e-5, true)};
+       return std::vector{
+           rms_norm(1, 1, 1e-5, false),    rms_norm(1, 64, 1e-5, true),
+           rms_norm(7, 33, 1e-6, false),   rms_norm(65, 576, 1e-5, true),
+           rms_norm(500, 128, 1e-5, true), rms_norm(2, 4096, 1e-5, true)};  // a 7B model's width
      },
      [] {
        return std::vector{rms_norm(2048, 576, 1e-5, true), rms_norm(512, 4096, 1e-5, true)};

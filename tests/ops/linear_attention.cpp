@@ -215,6 +215,38 @@ std::vector<Op> test_cases() {
        .normalization = none,
        .recurrent = true},
   };
+  // The chunked kernels of a GPU take these head widths, and split what has few heads.
+  for (const int64_t d : {64, 128}) {
+    const auto add = [&](LinearAttentionCall call) {
+      call.head_width = d;
+      calls.push_back(call);
+    };
+    add({.tokens = 1, .heads = 2, .kv_heads = 2, .normalization = none});
+    add({.tokens = 63, .heads = 2, .kv_heads = 1, .rope_base = 1e4});
+    add({.tokens = 64,
+         .heads = 3,
+         .kv_heads = 1,
+         .slopes = Slopes::retnet,
+         .normalization = none,
+         .rope_base = 1e4,
+         .carried = true});
+    add({.batch = 2, .tokens = 65, .heads = 1, .kv_heads = 1, .carried = true});
+    add({.tokens = 130,
+         .heads = 2,
+         .kv_heads = 2,
+         .slopes = Slopes::none,
+         .normalization = denominator,
+         .rope_base = 1e4,
+         .eps = 1e-6,
+         .carried = true});
+    add({.tokens = 200, .heads = 2, .kv_heads = 1, .rope_base = 1e4, .carried = true});
+    add({.tokens = 200,
+         .heads = 2,
+         .kv_heads = 2,
+         .normalization = denominator,
+         .eps = 0.05,
+         .carried = true});
+  }
   // Every option with every other, small enough for every element of every gradient.
   for (const Slopes slopes : {Slopes::lightning, Slopes::retnet, Slopes::none}) {
     for (const Normalization normalization : {group_norm, denominator, none}) {
@@ -243,10 +275,14 @@ std::vector<Op> bench_cases() {
       .tokens = 1024, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4};
   const LinearAttentionCall large{
       .tokens = 2048, .heads = 32, .kv_heads = 32, .head_width = 128, .rope_base = 1e4};
+  LinearAttentionCall larger = large;  // the size at which kernels for GPUs are compared
+  larger.batch = 8;
+  larger.tokens = 8192;
   LinearAttentionCall token = large;
   token.tokens = 1;
   token.carried = token.recurrent = true;
-  return {linear_attention(small), linear_attention(large), linear_attention(token).forward_only()};
+  return {linear_attention(small), linear_attention(large), linear_attention(larger),
+          linear_attention(token).forward_only()};
 }
 
 Op from_input(const OpInput& input) {

@@ -44,9 +44,8 @@ void decode_as(const std::vector<std::byte>& bytes, std::vector<double>& values)
   }
 }
 
-reference::Array<double> download(Device& device, const Tensor& tensor) {
-  std::vector<std::byte> bytes(tensor.bytes());
-  device.copy_out(tensor, bytes.data());
+reference::Array<double> download_array(Device& device, const Tensor& tensor) {
+  const std::vector<std::byte> bytes = download_bytes(device, tensor);
   reference::Array<double> array(tensor.shape());
   switch (tensor.dtype()) {
     case DType::fp32:
@@ -67,9 +66,16 @@ reference::Array<double> download(Device& device, const Tensor& tensor) {
 
 }  // namespace
 
+std::vector<std::byte> download_bytes(Device& device, const Tensor& t) {
+  std::vector<std::byte> bytes(t.bytes());
+  if (!bytes.empty()) device.copy_out(t, bytes.data());
+  return bytes;
+}
+
 std::unique_ptr<Device> make_device(const std::string& name, int threads) {
   if (name == "cpu") return make_cpu_device(threads);
-  fail_input("there is no device '{}' in this build; choose cpu", name);
+  if (name == "cuda") return make_cuda_device(0);
+  fail_input("there is no device '{}'; choose cpu or cuda", name);
 }
 
 std::unique_ptr<Device> make_test_device(int threads) {
@@ -112,7 +118,7 @@ Values<double> OpMemory::results() const {
     if (spec.role != Role::output && spec.role != Role::in_out && spec.role != Role::gradient) {
       continue;
     }
-    reference::Array<double> array = download(device_, tensors_[spec.name]);
+    reference::Array<double> array = download_array(device_, tensors_[spec.name]);
     if (spec.added) {
       const std::vector<double>& before = inputs_.at(spec.name).values;
       for (size_t i = 0; i < before.size(); ++i) array.values[i] -= before[i];

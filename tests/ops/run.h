@@ -11,6 +11,17 @@ std::unique_ptr<Device> make_device(const std::string& name, int threads);
 /// The device under test: that named by SUPRA_TEST_DEVICE, "cpu" by default, with two threads.
 std::unique_ptr<Device> make_test_device(int threads = 2);
 
+/// What a tensor holds, on the host.
+template <class T>
+std::vector<T> download(Device& device, const Tensor& t) {
+  SUPRA_CHECK(supra::dtype_of<T> == t.dtype(), "a tensor of {}", name_of(t.dtype()));
+  std::vector<T> values(static_cast<size_t>(t.numel()));
+  if (!values.empty()) device.copy_out(t, values.data());
+  return values;
+}
+/// The same, whatever its dtype.
+std::vector<std::byte> download_bytes(Device& device, const Tensor& t);
+
 /// The memory of one call, its inputs loaded.
 class OpMemory {
  public:

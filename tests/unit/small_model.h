@@ -8,6 +8,7 @@
 
 #include "parallel/engine.h"
 #include "tests/ops/op.h"
+#include "tests/ops/run.h"
 
 namespace supra::test {
 
@@ -56,15 +57,17 @@ struct SmallBatch {
 };
 
 struct SmallEngine {
-  std::unique_ptr<Device> device;
+  std::unique_ptr<Device> own;  ///< unless one is given
+  Device* device;
   std::unique_ptr<Communicator> alone = make_single_communicator();
   MemoryPlan plan;
   Arena arena;
   Engine engine;
 
-  SmallEngine(const ModelConfig& config, const EngineOptions& options,
-              Communicator* communicator = nullptr, int threads = 1)
-      : device(make_cpu_device(threads)),
+  explicit SmallEngine(const ModelConfig& config, const EngineOptions& options,
+                       Communicator* communicator = nullptr, int threads = 1, Device* on = nullptr)
+      : own(on ? nullptr : make_test_device(threads)),
+        device(on ? on : own.get()),
         plan(plan_memory(config, options, communicator ? communicator->size() : 1)),
         arena(*device, plan.bytes, true),
         engine(config, options, *device, arena, communicator ? *communicator : *alone) {

@@ -57,15 +57,14 @@ struct Trainee : SmallEngine {
     load_checkpoint(checkpoint, parameters(), *device, *alone);
   }
   /// Everything that training goes on from, but for the padding between parameters.
-  std::vector<std::vector<char>> contents() {
-    std::vector<std::vector<char>> all;
+  std::vector<std::vector<std::byte>> contents() {
+    std::vector<std::vector<std::byte>> all;
     for (const Place& p : parameters().places()) {
       const Region& r = parameters().regions()[static_cast<size_t>(p.region)];
       for (const Tensor& t : {r.master, r.compute, r.first_moment, r.second_moment}) {
         if (!t) continue;
         const Tensor part = t.slice(p.offset, p.offset + p.spec->shape.numel());
-        const auto* bytes = static_cast<const char*>(part.address());
-        all.emplace_back(bytes, bytes + part.bytes());
+        all.push_back(download_bytes(*device, part));
       }
     }
     return all;
@@ -116,7 +115,7 @@ TEST_CASE("checkpoint: its index is a model file with whole tensors under their 
       CHECK(model.file().info(dataset).shape == shape);
       std::vector<float> values(static_cast<size_t>(n), NAN);
       model.file().read(dataset, hdf5::Type::fp32, 0, n, values.data());
-      CHECK(std::equal(values.begin(), values.end(), expected.data<float>() + p.offset));
+      CHECK(values == download<float>(*run.device, expected.slice(p.offset, p.offset + n)));
     };
     check(model_dataset(p.spec->name), r.master);
     check("/optimizer/first_moment/" + p.spec->name, r.first_moment);

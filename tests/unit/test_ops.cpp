@@ -18,10 +18,17 @@ uint64_t test_seed() {
   return seed ? std::strtoull(seed, nullptr, 10) : 1;
 }
 
+/// SUPRA_TEST_OP names the only op to test.
+bool is_wanted(const OpFamily& family) {
+  const char* only = std::getenv("SUPRA_TEST_OP");
+  return !only || family.name == only;
+}
+
 /// Calls `test(op, activation, inputs)` with every case of every op in fp32 and bf16.
 template <class F>
 void for_each_case(const F& test) {
   for (const OpFamily& family : op_families()) {
+    if (!is_wanted(family)) continue;
     for (const Op& op : family.test_cases()) {
       for (const DType activation : {DType::fp32, DType::bf16}) {
         CAPTURE(op.name);

@@ -17,7 +17,7 @@ constexpr int64_t batch = 2;
 /// A recurrent model in memory of its own, which begins as NaN.
 struct Reader {
   ModelConfig config;
-  std::unique_ptr<Device> device = make_cpu_device(1);
+  std::unique_ptr<Device> device = make_test_device(1);
   std::unique_ptr<Communicator> alone = make_single_communicator();
   PhaseClock clock;
   Arena arena{*device, size_t{4} << 20, true};

@@ -70,11 +70,14 @@ TEST_CASE("sharding: on one rank a unit's tensors are its shards, and nothing is
   for (const Place& p : parameters.places()) {
     const Region& r = parameters.regions()[static_cast<size_t>(p.region)];
     const auto unit = parameters.acquire(p.unit);
-    const float* whole = r.master.data<float>() + p.offset;
+    const Tensor whole = r.master.slice(p.offset, p.offset + p.spec->shape.numel());
     CHECK(std::any_of(unit.begin(), unit.end(), [&](const Tensor& t) {
-      return t.address() == whole && t.shape() == p.spec->shape;
+      return t.address() == whole.address() && t.shape() == p.spec->shape;
     }));
-    for (int64_t i = 0; i < p.spec->shape.numel(); ++i) CHECK(whole[i] == small_weight(*p.spec, i));
+    const auto values = download<float>(*run.device, whole);
+    for (int64_t i = 0; i < p.spec->shape.numel(); ++i) {
+      CHECK(values[static_cast<size_t>(i)] == small_weight(*p.spec, i));
+    }
     parameters.release(p.unit);
   }
 }
@@ -83,10 +86,12 @@ TEST_CASE("sharding: weights to compute with are the master's, rounded") {
   SmallEngine run(small_model(), options_for(DType::bf16));
   for (const Place& p : run.parameters().places()) {
     const Region& r = run.parameters().regions()[static_cast<size_t>(p.region)];
-    for (int64_t i = 0; i < p.spec->shape.numel(); ++i) {
-      const float weight = r.master.data<float>()[p.offset + i];
-      CHECK(weight == small_weight(*p.spec, i));
-      CHECK(r.compute.data<bf16>()[p.offset + i].bits == bf16(weight).bits);
+    const int64_t n = p.spec->shape.numel();
+    const auto master = download<float>(*run.device, r.master.slice(p.offset, p.offset + n));
+    const auto rounded = download<bf16>(*run.device, r.compute.slice(p.offset, p.offset + n));
+    for (size_t i = 0; i < master.size(); ++i) {
+      CHECK(master[i] == small_weight(*p.spec, static_cast<int64_t>(i)));
+      CHECK(rounded[i].bits == bf16(master[i]).bits);
     }
   }
 }
