@@ -54,7 +54,7 @@ using PhaseSeconds = std::array<double, phases>;
 class Timeline {
  public:
   virtual ~Timeline() = default;
-  /// Notes when the device comes to this point of its work.
+  /// Notes when the device comes to this point of its work. Does not throw.
   virtual void mark() = 0;
   /// The seconds between one mark and the next, for those the device has come to since the last
   /// call, in their order. Does not wait.

@@ -20,6 +20,7 @@ class StreamTimeline final : public Timeline {
   cudaStream_t stream_;
   std::deque<TimingEvent> marks_;   ///< not yet taken, and before them the last one that was
   std::vector<TimingEvent> spare_;  ///< to be used again
+  bool broken_ = false;             ///< the device has failed: nothing is timed any more
 };
 
 }  // namespace supra::cuda
