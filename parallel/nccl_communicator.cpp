@@ -21,8 +21,9 @@ ncclDataType_t nccl_type(DType t, const char* operation) {
   return t == DType::bf16 ? ncclBfloat16 : ncclFloat32;
 }
 
-/// One NCCL communicator and its stream. It is non-blocking: no call waits for other ranks, so that
-/// an error or abort() on another thread ends every wait.
+/// One NCCL communicator and its stream. It is non-blocking: NCCL's calls return at once, so that
+/// an error, or abort() on another thread, ends every wait. The host waits for other ranks where
+/// the first collective connects them; from then on only the stream does.
 class Channel {
  public:
   /// All ranks together; `host` brings them NCCL's id. `name` is what errors call it.
