@@ -1,9 +1,12 @@
 #include "parallel/nccl_communicator.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <string_view>
 #include <thread>
+#include <unistd.h>
 
 #include <nccl.h>
 
@@ -134,9 +137,32 @@ void configure_nccl() {
   ::setenv("NCCL_ALGO", "reducescatter:ring", keep);
 }
 
+/// Ranks that share a GPU would wait for each other for ever.
+void check_own_gpus(const cuda::CudaDevice& device, Communicator& host) {
+  struct Place {
+    char name[128], bus_id[32];
+    bool operator==(const Place& other) const {
+      return std::string_view(name) == other.name && std::string_view(bus_id) == other.bus_id;
+    }
+  } mine{};
+  ::gethostname(mine.name, sizeof(mine.name) - 1);
+  device.gpu().bus_id().copy(mine.bus_id, sizeof(mine.bus_id) - 1);
+  const auto all = host.gather_values(mine);
+  for (auto rank = all.begin(); rank != all.end(); ++rank) {
+    const auto other = std::find(all.begin(), rank, *rank);
+    if (other == rank) continue;
+    throw AgreedError(
+        ExitCode::bad_input,
+        fmt::format("ranks {} and {} share GPU {} of {}, and each needs a GPU of its own: start "
+                    "fewer ranks a node, or mend how the batch system binds GPUs",
+                    other - all.begin(), rank - all.begin(), rank->bus_id, rank->name));
+  }
+}
+
 class NcclCommunicator final : public Communicator {
  public:
   explicit NcclCommunicator(cuda::CudaDevice& device) : device_(device) {
+    check_own_gpus(device, *host_);
     configure_nccl();
     gathers_ = std::make_unique<Channel>("gathering", *host_);
     reductions_ = std::make_unique<Channel>("reducing", *host_);

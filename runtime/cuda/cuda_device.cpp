@@ -43,6 +43,7 @@ SelectedGpu::SelectedGpu(int index) {
   check_driver();
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  if (count == 1) index = 0;
   if (index >= count) {
     fail_input(
         "this rank is number {} on its host and needs a GPU of its own, of which {} can be seen; "
@@ -58,6 +59,9 @@ SelectedGpu::SelectedGpu(int index) {
                index, p.name, p.major, p.minor);
   }
   multiprocessors_ = p.multiProcessorCount;
+  char bus_id[32] = {};
+  check_cuda(cudaDeviceGetPCIBusId(bus_id, sizeof(bus_id), index), "cudaDeviceGetPCIBusId");
+  bus_id_ = bus_id;
   description_ = fmt::format("{}, {} multiprocessors, {:.1f} GiB", p.name, p.multiProcessorCount,
                              static_cast<double>(p.totalGlobalMem) / (1 << 30));
 }

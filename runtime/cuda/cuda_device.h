@@ -27,19 +27,22 @@ class PinnedBuffer {
   void* address_ = nullptr;
 };
 
-/// The GPU that the calling thread uses from now on, checked first. Bad input when there is no
-/// driver, it is older than what the program was built for, there is no GPU of that index, or it is
-/// not of compute capability 9.0.
+/// The GPU that the calling thread uses from now on, checked first. Where only one can be seen, as
+/// batch systems may show to each rank its own, it is that one, whatever the index. Bad input when
+/// there is no driver, it is older than what the program was built for, there is no GPU of that
+/// index, or it is not of compute capability 9.0.
 class SelectedGpu {
  public:
   explicit SelectedGpu(int index);
   int multiprocessors() const { return multiprocessors_; }
   /// "NVIDIA H100 80GB HBM3, 132 multiprocessors, 79.1 GiB"
   const std::string& description() const { return description_; }
+  /// Where it sits in its host: "0000:1b:00.0".
+  const std::string& bus_id() const { return bus_id_; }
 
  private:
   int multiprocessors_ = 0;
-  std::string description_;
+  std::string description_, bus_id_;
 };
 
 class CudaDevice final : public Device {
@@ -61,6 +64,7 @@ class CudaDevice final : public Device {
   std::unique_ptr<Timeline> make_timeline() override;
   size_t workspace_bytes() const override { return ops_.workspace_bytes(); }
 
+  const SelectedGpu& gpu() const { return gpu_; }
   /// Where the ops go; other streams are ordered with it by events.
   cudaStream_t stream() const { return stream_.get(); }
   /// What to do again and again while the host waits for the GPU; it may throw. For whoever puts

@@ -2,6 +2,7 @@
 // are in capture.cpp, those of errors in errors.cpp.
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -115,6 +116,13 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
                    .multiProcessorCount = 132,
                    .major = 9,
                    .minor = 0};
+  });
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char* id, int length, int device) {
+  return ApiCall::run([&] {
+    emu::check_device(device);
+    std::snprintf(id, static_cast<size_t>(length), "0000:%02x:00.0", static_cast<unsigned>(device));
   });
 }
 

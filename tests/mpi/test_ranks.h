@@ -17,7 +17,9 @@ inline bool on_cuda() {
 }
 
 struct Ranks {
-  std::unique_ptr<Device> device = make_test_device(1);
+  std::unique_ptr<Communicator> host = make_mpi_communicator();
+  std::unique_ptr<Device> device =
+      on_cuda() ? make_cuda_device(host->rank()) : make_test_device(1);  // ranks of one node
   std::unique_ptr<Communicator> communicator =
       on_cuda() ? make_nccl_communicator(*device) : make_mpi_communicator();
 
