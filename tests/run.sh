@@ -78,8 +78,9 @@ if [[ $preset == release ]]; then
   export SUPRA_BUILD=build/emulated
   on_gpu=(env SUPRA_TEST_DEVICE=cuda)
   count "the emulator, its mutants" build/emulated/unit_tests -tc='emulator*,mutant*,ptx*,traffic*'
-  # One thread each: two at a time.
-  begin "emulated GPU: ops" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops*'
+  # One thread each, so side by side.
+  begin "emulated GPU: ops" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops: every*'
+  begin "emulated GPU: same bits" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops*' -tce='ops: every*'
   begin "emulated GPU: models" "${on_gpu[@]}" build/emulated/unit_tests \
     -tc='attention*,linear attention*,model*,recurrent*,sharding*,checkpoint*,cuda*'
   finish
