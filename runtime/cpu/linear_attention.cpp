@@ -8,6 +8,7 @@
 #include <memory>
 #include <type_traits>
 
+#include "runtime/attention_checks.h"
 #include "runtime/cpu/attention_tile.h"
 #include "runtime/cpu/cpu_device.h"
 #include "runtime/cpu/simd.h"
@@ -30,12 +31,8 @@ struct Sizes {
         kv_heads(k.size(2)),
         d(q.size(3)),
         ld(padded(d)),
-        group(kv_heads ? heads / kv_heads : 0),
-        tasks(batch * kv_heads) {
-    SUPRA_CHECK(k.size(0) == batch && k.size(1) == tokens && k.size(3) == d && d % 2 == 0 &&
-                    group > 0 && heads % kv_heads == 0,
-                "linear attention of q {} over k {}", q.shape().to_string(), k.shape().to_string());
-  }
+        group(heads / kv_heads),
+        tasks(batch * kv_heads) {}
 };
 
 /// Powers of a head's decay lambda = exp(-s), by exponent: no quotient, so nothing overflows.
@@ -383,65 +380,19 @@ void backward_in_reverse(const LinearAttentionBackward& op, const Sizes& s, int6
   }
 }
 
-void check_state(const Tensor& state, const Sizes& s, const char* name) {
-  if (state) check_tensor(state, DType::fp32, {s.batch, s.heads, s.d, s.d}, name);
-}
-
-void check_key_sum(const Tensor& sum, const Sizes& s, const char* name) {
-  if (sum) check_tensor(sum, DType::fp32, {s.batch, s.heads, s.d}, name);
-}
-
-void check_params(const LinearAttentionParams& p, const Sizes& s) {
-  check_tensor(p.slopes, DType::fp32, {s.heads}, "slopes");
-  if (!p.rope_cos) return;
-  check_tensor(p.rope_cos, DType::fp32, {s.tokens, s.d / 2}, "rope_cos");
-  check_tensor(p.rope_sin, DType::fp32, {s.tokens, s.d / 2}, "rope_sin");
-}
-
-void check_forward(const LinearAttentionForward& op, const Sizes& s) {
-  check_params(op.params, s);
-  check_tensor(op.k, op.q.dtype(), op.k.shape(), "k");
-  check_tensor(op.v, op.q.dtype(), op.k.shape(), "v");
-  check_tensor(op.y, op.q.dtype(), op.q.shape(), "y");
-  if (op.statistics) {
-    check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  }
-  check_state(op.state_in, s, "state_in");
-  check_state(op.state_out, s, "state_out");
-  check_key_sum(op.key_sum_in, s, "key_sum_in");
-  check_key_sum(op.key_sum_out, s, "key_sum_out");
-}
-
-void check_backward(const LinearAttentionBackward& op, const Sizes& s) {
-  const DType a = op.q.dtype();
-  check_params(op.params, s);
-  check_tensor(op.k, a, op.k.shape(), "k");
-  check_tensor(op.v, a, op.k.shape(), "v");
-  check_tensor(op.y, a, op.q.shape(), "y");
-  check_tensor(op.dy, a, op.q.shape(), "dy");
-  check_tensor(op.dq, a, op.q.shape(), "dq");
-  check_tensor(op.dk, a, op.k.shape(), "dk");
-  check_tensor(op.dv, a, op.k.shape(), "dv");
-  check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  check_state(op.state_in, s, "state_in");
-  check_state(op.dstate_out, s, "dstate_out");
-  check_state(op.dstate_in, s, "dstate_in");
-  check_key_sum(op.key_sum_in, s, "key_sum_in");
-}
-
 }  // namespace
 
 void CpuOps::linear_attention_forward(const LinearAttentionForward& op) {
+  check_call(op);
   const Sizes s(op.q, op.k);
-  check_forward(op, s);
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     forward_task(op, s, i / s.kv_heads, i % s.kv_heads, t);
   });
 }
 
 void CpuOps::linear_attention_backward(const LinearAttentionBackward& op) {
+  check_call(op);
   const Sizes s(op.q, op.k);
-  check_backward(op, s);
   run_tiled<BackwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const BackwardTiles& t) {
     backward_in_order(op, s, i / s.kv_heads, i % s.kv_heads, t);
     backward_in_reverse(op, s, i / s.kv_heads, i % s.kv_heads, t);
@@ -449,8 +400,8 @@ void CpuOps::linear_attention_backward(const LinearAttentionBackward& op) {
 }
 
 void CpuOps::linear_attention_recurrent(const LinearAttentionForward& op) {
+  check_call(op);
   const Sizes s(op.q, op.k);
-  check_forward(op, s);
   const LinearAttentionParams& p = op.params;
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     const int64_t b = i / s.kv_heads, kv = i % s.kv_heads;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "runtime/attention_checks.h"
 #include "runtime/cpu/attention_tile.h"
 #include "runtime/cpu/cpu_device.h"
 #include "runtime/cpu/exp.h"
@@ -30,19 +31,9 @@ struct Sizes {
         kv_heads(k.size(2)),
         d(q.size(3)),
         ld(padded(d)),
-        group(kv_heads ? heads / kv_heads : 0),
+        group(heads / kv_heads),
         tasks(batch * kv_heads),
-        window(w > 0 ? w : std::numeric_limits<int64_t>::max() / 2) {
-    SUPRA_CHECK(k.size(0) == batch && keys >= queries && k.size(3) == d && d % 2 == 0 &&
-                    group > 0 && heads % kv_heads == 0,
-                "softmax attention of q {} over k {}", q.shape().to_string(),
-                k.shape().to_string());
-  }
-  void check_rope(const Tensor& cos, const Tensor& sin) const {
-    if (!cos) return;
-    check_tensor(cos, DType::fp32, {keys, d / 2}, "rope_cos");
-    check_tensor(sin, DType::fp32, {keys, d / 2}, "rope_sin");
-  }
+        window(w > 0 ? w : std::numeric_limits<int64_t>::max() / 2) {}
   int64_t key_tiles() const { return (keys + tile - 1) / tile; }
   /// Position of the first query among the keys.
   int64_t offset() const { return keys - queries; }
@@ -211,29 +202,16 @@ void backward_task(const SoftmaxAttentionBackward& op, const Sizes& s, int64_t b
 }  // namespace
 
 void CpuOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
+  check_call(op);
   const Sizes s(op.q, op.k, op.window);
-  const DType a = op.q.dtype();
-  s.check_rope(op.rope_cos, op.rope_sin);
-  check_tensor(op.k, a, op.k.shape(), "k");
-  check_tensor(op.v, a, op.k.shape(), "v");
-  check_tensor(op.y, a, op.q.shape(), "y");
-  if (op.lse) check_tensor(op.lse, DType::fp32, {s.batch, s.queries, s.heads}, "lse");
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     forward_task(op, s, i / s.kv_heads, i % s.kv_heads, t);
   });
 }
 
 void CpuOps::softmax_attention_backward(const SoftmaxAttentionBackward& op) {
+  check_call(op);
   const Sizes s(op.q, op.k, op.window);
-  SUPRA_CHECK(s.keys == s.queries, "the backward of softmax attention has {} queries, {} keys",
-              s.queries, s.keys);
-  const DType a = op.q.dtype();
-  s.check_rope(op.rope_cos, op.rope_sin);
-  check_tensor(op.k, a, op.k.shape(), "k");
-  check_tensor(op.v, a, op.k.shape(), "v");
-  for (const Tensor& t : {op.y, op.dy, op.dq}) check_tensor(t, a, op.q.shape(), "y, dy and dq");
-  for (const Tensor& t : {op.dk, op.dv}) check_tensor(t, a, op.k.shape(), "dk and dv");
-  check_tensor(op.lse, DType::fp32, {s.batch, s.queries, s.heads}, "lse");
   run_tiled<BackwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const BackwardTiles& t) {
     backward_task(op, s, i / s.kv_heads, i % s.kv_heads, t);
   });

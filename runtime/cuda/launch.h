@@ -1,12 +1,8 @@
 #pragma once
-// The only way a kernel is started. tests/emulator has a twin of this header.
+// The only way a kernel is started.
 
 #include "runtime/cuda/check.h"
-
-/// Dynamic shared memory of the running kernel, as an array of T called `name`, 1024-byte aligned.
-#define SUPRA_DYNAMIC_SHARED(T, name)                                     \
-  extern __shared__ __align__(1024) unsigned char supra_dynamic_shared[]; \
-  T* const name = reinterpret_cast<T*>(supra_dynamic_shared)
+#include "runtime/cuda/start_kernel.h"
 
 namespace supra::cuda {
 
@@ -29,7 +25,7 @@ void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStre
                                     cudaSharedmemCarveoutMaxShared),
                "cudaFuncSetAttribute");
   }
-  kernel<<<grid, block, shared, stream>>>(static_cast<P>(arguments)...);
+  start_kernel(kernel, grid, block, shared, stream, static_cast<P>(arguments)...);
   check_cuda(cudaGetLastError(), "a kernel launch");
 }
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <numeric>
 
-#include "runtime/cuda/launch.h"
+#include "runtime/cuda/start_kernel.h"
 #include "tests/emulator/block.h"
 #include "tests/emulator/random.h"
 #include "tests/emulator/shared_memory.h"
@@ -82,8 +82,14 @@ void run_kernel(const std::string& name, const KernelCall& call, const dim3& gri
 
 }  // namespace
 
-cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute, int value) {
+cudaError_t set_function_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   return ApiCall::run([&] {
+    if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) {
+      if (value < -1 || value > cudaSharedmemCarveoutMaxShared) {
+        throw Failure{cudaErrorInvalidValue, fmt::format("a carve-out of {} percent", value)};
+      }
+      return;  // of speed only
+    }
     if (value < 0 || static_cast<size_t>(value) > max_dynamic_shared) {
       throw Failure{cudaErrorInvalidValue,
                     fmt::format("{}: {} bytes of dynamic shared memory are asked for, at most {} "

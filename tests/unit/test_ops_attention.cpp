@@ -170,3 +170,37 @@ TEST_CASE("attention: a later token changes no bit of an earlier output") {
     }
   }
 }
+
+TEST_CASE("attention: a call whose tensors do not fit is refused, and the tensor named") {
+  const auto device = make_test_device();
+  const Buffer memory(*device, 4096);
+  const auto tensor = [&](Shape shape, DType dtype = DType::fp32) {
+    return Tensor(memory.address(), dtype, shape);
+  };
+  const Tensor q = tensor({1, 2, 4, 6}), k = tensor({1, 2, 2, 6}), slopes = tensor({4});
+  const auto refused = [&](const LinearAttentionForward& op, const char* why) {
+    CHECK_THROWS_WITH_AS(device->ops().linear_attention_forward(op), doctest::Contains(why), Error);
+    CHECK_THROWS_WITH_AS(device->ops().linear_attention_recurrent(op), doctest::Contains(why),
+                         Error);
+  };
+  refused({.params = {.slopes = slopes}, .q = q, .k = tensor({1, 2, 3, 6}), .v = k, .y = q},
+          "over k");
+  refused({.params = {.slopes = tensor({3})}, .q = q, .k = k, .v = k, .y = q}, "slopes");
+  refused({.params = {.slopes = slopes}, .q = q, .k = k, .v = tensor({1, 2, 2, 5}), .y = q}, "v");
+  refused({.params = {.slopes = slopes},
+           .q = q,
+           .k = k,
+           .v = k,
+           .y = q,
+           .state_out = tensor({1, 4, 6, 5})},
+          "state_out");
+  const auto softmax_refused = [&](const SoftmaxAttentionForward& op, const char* why) {
+    CHECK_THROWS_WITH_AS(device->ops().softmax_attention_forward(op), doctest::Contains(why),
+                         Error);
+  };
+  softmax_refused({.q = q, .k = tensor({1, 1, 2, 6}), .v = k, .y = q}, "over k");
+  softmax_refused({.q = q, .k = k, .v = k, .y = tensor({1, 2, 4, 6}, DType::bf16)}, "y");
+  softmax_refused(
+      {.q = q, .k = k, .v = k, .rope_cos = tensor({1, 3}), .rope_sin = tensor({2, 3}), .y = q},
+      "rope_cos");
+}

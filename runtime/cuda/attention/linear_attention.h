@@ -1,7 +1,7 @@
 #pragma once
 // Linear attention has two implementations. The fused one walks a sequence in chunks with tensor
 // cores and serves what models are trained with; the plain one goes token by token and serves the
-// rest. CudaOps::linear_attention_forward and _backward choose.
+// rest. CudaOps::linear_attention_forward and _backward check the call and choose.
 
 #include "runtime/cuda/workspace.h"
 #include "runtime/ops.h"

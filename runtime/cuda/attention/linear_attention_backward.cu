@@ -10,6 +10,7 @@
 // scheduler, the second 11 Mflop, 760 KB and 6000. An H100 can do these in 2100, 3500 and 3200
 // cycles, and in 4200, 5900 and 6000, while its HBM takes 5700 and 8000.
 
+#include "runtime/attention_checks.h"
 #include "runtime/cuda/attention/linear_attention.cuh"
 #include "runtime/cuda/attention/linear_attention.h"
 #include "runtime/cuda/cuda_ops.h"
@@ -284,22 +285,6 @@ __global__ void __launch_bounds__(256)
   *reinterpret_cast<Granule*>(to + index) = result;
 }
 
-void check_backward(const LinearAttentionBackward& op, const LinearAttentionSizes& s) {
-  check_tensor(op.k, DType::bf16, op.k.shape(), "k");
-  check_tensor(op.v, DType::bf16, op.k.shape(), "v");
-  check_tensor(op.y, DType::bf16, op.q.shape(), "y");
-  check_tensor(op.dy, DType::bf16, op.q.shape(), "dy");
-  check_tensor(op.dq, DType::bf16, op.q.shape(), "dq");
-  check_tensor(op.dk, DType::bf16, op.k.shape(), "dk");
-  check_tensor(op.dv, DType::bf16, op.k.shape(), "dv");
-  check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  const Shape state{s.batch, s.heads, s.d, s.d}, key_sum{s.batch, s.heads, s.d};
-  if (op.state_in) check_tensor(op.state_in, DType::fp32, state, "state_in");
-  if (op.dstate_out) check_tensor(op.dstate_out, DType::fp32, state, "dstate_out");
-  if (op.dstate_in) check_tensor(op.dstate_in, DType::fp32, state, "dstate_in");
-  if (op.key_sum_in) check_tensor(op.key_sum_in, DType::fp32, key_sum, "key_sum_in");
-}
-
 template <int d>
 void launch_query_gradient(const QueryGradientParams& p, cudaStream_t stream) {
   launch(query_gradient_kernel<d>, dim3(static_cast<unsigned>(p.sizes.blocks())),
@@ -325,8 +310,7 @@ void launch_sum_group(const float* from, const Tensor& to, const LinearAttention
 void fused_linear_attention_backward(const LinearAttentionBackward& op, cudaStream_t stream,
                                      Workspace& workspace, int multiprocessors) {
   const LinearAttentionParams& params = op.params;
-  const LinearAttentionSizes sizes = linear_attention_sizes(params, op.q, op.k, multiprocessors);
-  check_backward(op, sizes);
+  const LinearAttentionSizes sizes = linear_attention_sizes(op.q, op.k, multiprocessors);
   const bool shared_keys = sizes.group() > 1;
   const int64_t of_heads = shared_keys ? op.q.numel() : 0;
   auto* scratch = workspace.take_array<float>(2 * of_heads + SegmentStates::elements(sizes));
@@ -389,6 +373,7 @@ bool fused_linear_attention_covers(const LinearAttentionBackward& op) {
 }
 
 void CudaOps::linear_attention_backward(const LinearAttentionBackward& op) {
+  check_call(op);
   if (fused_linear_attention_covers(op)) {
     fused_linear_attention_backward(op, stream_, workspace_, multiprocessors_);
   } else {

@@ -8,6 +8,7 @@
 // of traffic with shared memory and 2900 instructions a scheduler. An H100 can do these in 2100,
 // 3200 and 2900 cycles, while its HBM takes 4550: memory is to be the bound.
 
+#include "runtime/attention_checks.h"
 #include "runtime/cuda/attention/linear_attention.cuh"
 #include "runtime/cuda/attention/linear_attention.h"
 #include "runtime/cuda/cuda_ops.h"
@@ -237,20 +238,6 @@ __global__ void __launch_bounds__(product_threads, d == 128 ? 2 : 3)
   }
 }
 
-void check_forward(const LinearAttentionForward& op, const LinearAttentionSizes& s) {
-  check_tensor(op.k, DType::bf16, op.k.shape(), "k");
-  check_tensor(op.v, DType::bf16, op.k.shape(), "v");
-  check_tensor(op.y, DType::bf16, op.q.shape(), "y");
-  if (op.statistics) {
-    check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  }
-  const Shape state{s.batch, s.heads, s.d, s.d}, key_sum{s.batch, s.heads, s.d};
-  if (op.state_in) check_tensor(op.state_in, DType::fp32, state, "state_in");
-  if (op.state_out) check_tensor(op.state_out, DType::fp32, state, "state_out");
-  if (op.key_sum_in) check_tensor(op.key_sum_in, DType::fp32, key_sum, "key_sum_in");
-  if (op.key_sum_out) check_tensor(op.key_sum_out, DType::fp32, key_sum, "key_sum_out");
-}
-
 template <int d>
 void launch_forward(const ForwardParams& p, cudaStream_t stream) {
   launch(forward_kernel<d>, dim3(static_cast<unsigned>(p.sizes.blocks())), dim3(product_threads),
@@ -262,8 +249,7 @@ void launch_forward(const ForwardParams& p, cudaStream_t stream) {
 void fused_linear_attention_forward(const LinearAttentionForward& op, cudaStream_t stream,
                                     Workspace& workspace, int multiprocessors) {
   const LinearAttentionParams& params = op.params;
-  const LinearAttentionSizes sizes = linear_attention_sizes(params, op.q, op.k, multiprocessors);
-  check_forward(op, sizes);
+  const LinearAttentionSizes sizes = linear_attention_sizes(op.q, op.k, multiprocessors);
   ForwardParams p{.sizes = sizes,
                   .q = aligned_data<const bfloat16>(op.q, "q"),
                   .k = aligned_data<const bfloat16>(op.k, "k"),
@@ -301,6 +287,7 @@ bool fused_linear_attention_covers(const LinearAttentionForward& op) {
 }
 
 void CudaOps::linear_attention_forward(const LinearAttentionForward& op) {
+  check_call(op);
   if (fused_linear_attention_covers(op)) {
     fused_linear_attention_forward(op, stream_, workspace_, multiprocessors_);
   } else {

@@ -5,6 +5,7 @@
 // times the rotated key, q for the rotated query. What acts on whole rows, such as the
 // normalisation, has kernels of its own.
 
+#include "runtime/attention_checks.h"
 #include "runtime/cuda/attention/linear_attention.h"
 #include "runtime/cuda/attention/linear_attention_recurrence.cuh"
 #include "runtime/cuda/cuda_ops.h"
@@ -25,11 +26,8 @@ struct Sizes {
         tokens(q.size(1)),
         heads(static_cast<int>(q.size(2))),
         kv_heads(static_cast<int>(k.size(2))),
-        group(kv_heads ? heads / kv_heads : 0),
+        group(heads / kv_heads),
         d(static_cast<int>(q.size(3))) {
-    SUPRA_CHECK(k.size(0) == batch && k.size(1) == tokens && k.size(3) == d && d % 2 == 0 &&
-                    group > 0 && heads % kv_heads == 0,
-                "linear attention of q {} over k {}", q.shape().to_string(), k.shape().to_string());
     SUPRA_CHECK(d <= max_width, "linear attention with head width {}, the widest is {}", d,
                 max_width);
   }
@@ -234,56 +232,9 @@ __global__ void __launch_bounds__(row_warps* warp_size)
   }
 }
 
-void check_state(const Tensor& state, const Sizes& s, const char* name) {
-  if (state) check_tensor(state, DType::fp32, {s.batch, s.heads, s.d, s.d}, name);
-}
-
-void check_key_sum(const Tensor& sum, const Sizes& s, const char* name) {
-  if (sum) check_tensor(sum, DType::fp32, {s.batch, s.heads, s.d}, name);
-}
-
-void check_params(const LinearAttentionParams& p, const Sizes& s) {
-  check_tensor(p.slopes, DType::fp32, {s.heads}, "slopes");
-  if (!p.rope_cos) return;
-  check_tensor(p.rope_cos, DType::fp32, {s.tokens, s.d / 2}, "rope_cos");
-  check_tensor(p.rope_sin, DType::fp32, {s.tokens, s.d / 2}, "rope_sin");
-}
-
-void check(const LinearAttentionForward& op, const Sizes& s) {
-  check_params(op.params, s);
-  check_tensor(op.k, op.q.dtype(), op.k.shape(), "k");
-  check_tensor(op.v, op.q.dtype(), op.k.shape(), "v");
-  check_tensor(op.y, op.q.dtype(), op.q.shape(), "y");
-  if (op.statistics) {
-    check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  }
-  check_state(op.state_in, s, "state_in");
-  check_state(op.state_out, s, "state_out");
-  check_key_sum(op.key_sum_in, s, "key_sum_in");
-  check_key_sum(op.key_sum_out, s, "key_sum_out");
-}
-
-void check(const LinearAttentionBackward& op, const Sizes& s) {
-  const DType a = op.q.dtype();
-  check_params(op.params, s);
-  check_tensor(op.k, a, op.k.shape(), "k");
-  check_tensor(op.v, a, op.k.shape(), "v");
-  check_tensor(op.y, a, op.q.shape(), "y");
-  check_tensor(op.dy, a, op.q.shape(), "dy");
-  check_tensor(op.dq, a, op.q.shape(), "dq");
-  check_tensor(op.dk, a, op.k.shape(), "dk");
-  check_tensor(op.dv, a, op.k.shape(), "dv");
-  check_tensor(op.statistics, DType::fp32, {s.batch, s.tokens, s.heads}, "statistics");
-  check_state(op.state_in, s, "state_in");
-  check_state(op.dstate_out, s, "dstate_out");
-  check_state(op.dstate_in, s, "dstate_in");
-  check_key_sum(op.key_sum_in, s, "key_sum_in");
-}
-
 template <class A>
 void forward(const LinearAttentionForward& op, cudaStream_t stream, Workspace& workspace) {
   const Sizes s(op.q, op.k);
-  check(op, s);
   const LinearAttentionParams& p = op.params;
   const Rotation rotation(p.rope_cos, p.rope_sin);
   const bool with_denominator = p.normalization == Normalization::denominator;
@@ -316,7 +267,6 @@ void forward(const LinearAttentionForward& op, cudaStream_t stream, Workspace& w
 template <class A>
 void backward(const LinearAttentionBackward& op, cudaStream_t stream, Workspace& workspace) {
   const Sizes s(op.q, op.k);
-  check(op, s);
   const LinearAttentionParams& p = op.params;
   const Rotation rotation(p.rope_cos, p.rope_sin);
   const bool with_denominator = p.normalization == Normalization::denominator;
@@ -402,6 +352,7 @@ void plain_linear_attention_backward(const LinearAttentionBackward& op, cudaStre
 }
 
 void CudaOps::linear_attention_recurrent(const LinearAttentionForward& op) {
+  check_call(op);
   plain_linear_attention_forward(op, stream_, workspace_);
 }
 

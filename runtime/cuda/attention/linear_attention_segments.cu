@@ -152,8 +152,7 @@ void start_segments(const SegmentParams& p, const Tensor& state, const Tensor& s
 
 }  // namespace
 
-LinearAttentionSizes linear_attention_sizes(const LinearAttentionParams& p, const Tensor& q,
-                                            const Tensor& k, int multiprocessors) {
+LinearAttentionSizes linear_attention_sizes(const Tensor& q, const Tensor& k, int multiprocessors) {
   LinearAttentionSizes s{q.size(0),
                          static_cast<int>(q.size(1)),
                          static_cast<int>(q.size(2)),
@@ -161,15 +160,8 @@ LinearAttentionSizes linear_attention_sizes(const LinearAttentionParams& p, cons
                          static_cast<int>(q.size(3)),
                          1,
                          0};
-  SUPRA_CHECK(q.size(1) <= std::numeric_limits<int>::max() - chunk && k.size(0) == s.batch &&
-                  k.size(1) == q.size(1) && k.size(3) == s.d && s.kv_heads > 0 &&
-                  s.heads >= s.kv_heads && s.heads % s.kv_heads == 0,
-              "linear attention of q {} over k {}", q.shape().to_string(), k.shape().to_string());
-  check_tensor(p.slopes, DType::fp32, {s.heads}, "slopes");
-  if (p.rope_cos) {
-    check_tensor(p.rope_cos, DType::fp32, {s.tokens, s.d / 2}, "rope_cos");
-    check_tensor(p.rope_sin, DType::fp32, {s.tokens, s.d / 2}, "rope_sin");
-  }
+  SUPRA_CHECK(q.size(1) <= std::numeric_limits<int>::max() - chunk,
+              "linear attention of {} tokens, which are counted in 32 bits", q.size(1));
   const int chunks = static_cast<int>((q.size(1) + chunk - 1) / chunk);
   int segments = 1;
   if (s.states() < multiprocessors) {

@@ -21,9 +21,8 @@ struct LinearAttentionSizes {
   constexpr int64_t blocks() const { return states() * segments; }
 };
 
-/// Checks q, k and what the params hold, and splits.
-LinearAttentionSizes linear_attention_sizes(const LinearAttentionParams& params, const Tensor& q,
-                                            const Tensor& k, int multiprocessors);
+/// Of a checked call.
+LinearAttentionSizes linear_attention_sizes(const Tensor& q, const Tensor& k, int multiprocessors);
 
 /// The elements of a tensor that kernels read and write 16 bytes at a time; null for an empty one.
 template <class T>

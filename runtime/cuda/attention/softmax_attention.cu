@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/attention_checks.h"
 #include "runtime/cuda/attention/softmax_attention.cuh"
 #include "runtime/cuda/cuda_ops.h"
 #include "runtime/cuda/launch.h"
@@ -252,7 +253,7 @@ RotatedInputs::RotatedInputs(const Tensor& q_tensor, const Tensor& k_tensor, con
 
 void flash_attention_forward(const SoftmaxAttentionForward& op, cudaStream_t stream,
                              Workspace& workspace) {
-  const SoftmaxSizes s(op);
+  const SoftmaxSizes s(op.q, op.k, op.window);
   const RotatedInputs rotated(
       op.q, op.k, op.rope_cos, op.rope_sin,
       workspace.take_array<bfloat16>(RotatedInputs::numel(op.q, op.k, op.rope_cos)), stream);
@@ -264,6 +265,7 @@ void flash_attention_forward(const SoftmaxAttentionForward& op, cudaStream_t str
 }
 
 void CudaOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
+  check_call(op);
   if (is_flash(op, {op.k, op.v, op.y, op.rope_cos, op.rope_sin})) {
     flash_attention_forward(op, stream_, workspace_);
   } else {
@@ -272,6 +274,7 @@ void CudaOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
 }
 
 void CudaOps::softmax_attention_backward(const SoftmaxAttentionBackward& op) {
+  check_call(op);
   if (is_flash(op, {op.k, op.v, op.y, op.dy, op.dq, op.dk, op.dv, op.rope_cos, op.rope_sin})) {
     flash_attention_backward(op, stream_, workspace_);
   } else {

@@ -11,9 +11,8 @@ struct SoftmaxSizes {
   int64_t window;  ///< at least 1
   int heads, kv_heads, group, d;
 
-  /// Checks every tensor of the call.
-  explicit SoftmaxSizes(const SoftmaxAttentionForward& op);
-  explicit SoftmaxSizes(const SoftmaxAttentionBackward& op);
+  /// Of a checked call; throws beyond what the kernels can count.
+  SoftmaxSizes(const Tensor& q, const Tensor& k, int64_t sliding_window);
   int64_t rows() const { return batch * queries * heads; }
   int64_t key_rows() const { return batch * keys * kv_heads; }
 };

@@ -277,7 +277,7 @@ void run_backward(const SoftmaxAttentionBackward& op, const SoftmaxSizes& s, cud
 
 void flash_attention_backward(const SoftmaxAttentionBackward& op, cudaStream_t stream,
                               Workspace& workspace) {
-  const SoftmaxSizes s(op);
+  const SoftmaxSizes s(op.q, op.k, op.window);
   if (s.d == 64) {
     run_backward<64>(op, s, stream, workspace);
   } else {

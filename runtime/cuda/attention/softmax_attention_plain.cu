@@ -320,7 +320,7 @@ class WideRows {
 
 template <class A>
 void forward(const SoftmaxAttentionForward& op, cudaStream_t stream, Workspace& workspace) {
-  const SoftmaxSizes s(op);
+  const SoftmaxSizes s(op.q, op.k, op.window);
   const int64_t rows = 2 * s.rows() + 2 * s.key_rows();
   WideRows<A> wide(s, {op.rope_cos, op.rope_sin}, workspace.take_array<float>(rows * (s.d + pack)),
                    stream);
@@ -338,7 +338,7 @@ void forward(const SoftmaxAttentionForward& op, cudaStream_t stream, Workspace& 
 
 template <class A>
 void backward(const SoftmaxAttentionBackward& op, cudaStream_t stream, Workspace& workspace) {
-  const SoftmaxSizes s(op);
+  const SoftmaxSizes s(op.q, op.k, op.window);
   const int64_t rows = 4 * s.rows() + 4 * s.key_rows();
   float* const delta = workspace.take_array<float>(rows * (s.d + pack) + s.rows() + pack);
   float* const memory = delta + (s.rows() + pack - 1) / pack * pack;
@@ -371,45 +371,20 @@ int64_t real_window(int64_t window, int64_t keys) {
 
 }  // namespace
 
-SoftmaxSizes::SoftmaxSizes(const SoftmaxAttentionForward& op)
-    : batch(op.q.size(0)),
-      queries(op.q.size(1)),
-      keys(op.k.size(1)),
-      window(real_window(op.window, keys)),
-      heads(static_cast<int>(op.q.size(2))),
-      kv_heads(static_cast<int>(op.k.size(2))),
-      group(kv_heads ? heads / kv_heads : 0),
-      d(static_cast<int>(op.q.size(3))) {
-  SUPRA_CHECK(op.k.size(0) == batch && keys >= queries && op.k.size(3) == d && d % 2 == 0 &&
-                  group > 0 && heads % kv_heads == 0,
-              "softmax attention of q {} over k {}", op.q.shape().to_string(),
-              op.k.shape().to_string());
+SoftmaxSizes::SoftmaxSizes(const Tensor& q, const Tensor& k, int64_t sliding_window)
+    : batch(q.size(0)),
+      queries(q.size(1)),
+      keys(k.size(1)),
+      window(real_window(sliding_window, keys)),
+      heads(static_cast<int>(q.size(2))),
+      kv_heads(static_cast<int>(k.size(2))),
+      group(heads / kv_heads),
+      d(static_cast<int>(q.size(3))) {
   SUPRA_CHECK(d <= max_width, "softmax attention with head width {}, the widest is {}", d,
               max_width);
   constexpr int64_t most_keys = int64_t{1} << 30;  // distances between positions are ints
   SUPRA_CHECK(keys <= most_keys, "softmax attention over {} keys, the most are {}", keys,
               most_keys);
-  const DType a = op.q.dtype();
-  check_tensor(op.k, a, op.k.shape(), "k");
-  check_tensor(op.v, a, op.k.shape(), "v");
-  check_tensor(op.y, a, op.q.shape(), "y");
-  if (op.lse) check_tensor(op.lse, DType::fp32, {batch, queries, heads}, "lse");
-  if (!op.rope_cos) return;
-  check_tensor(op.rope_cos, DType::fp32, {keys, d / 2}, "rope_cos");
-  check_tensor(op.rope_sin, DType::fp32, {keys, d / 2}, "rope_sin");
-}
-
-SoftmaxSizes::SoftmaxSizes(const SoftmaxAttentionBackward& op)
-    : SoftmaxSizes(SoftmaxAttentionForward{op.q, op.k, op.v, op.rope_cos, op.rope_sin, op.scale,
-                                           op.window, op.y, op.lse}) {
-  SUPRA_CHECK(queries == keys, "the backward of softmax attention over cached keys, q {} over k {}",
-              op.q.shape().to_string(), op.k.shape().to_string());
-  const DType a = op.q.dtype();
-  check_tensor(op.lse, DType::fp32, {batch, queries, heads}, "lse");
-  check_tensor(op.dy, a, op.q.shape(), "dy");
-  check_tensor(op.dq, a, op.q.shape(), "dq");
-  check_tensor(op.dk, a, op.k.shape(), "dk");
-  check_tensor(op.dv, a, op.k.shape(), "dv");
 }
 
 void plain_softmax_attention_forward(const SoftmaxAttentionForward& op, cudaStream_t stream,

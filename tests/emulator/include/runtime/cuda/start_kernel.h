@@ -1,11 +1,11 @@
 #pragma once
-// The emulator's twin of runtime/cuda/launch.h.
+// The emulator's twin of runtime/cuda/start_kernel.h.
 
 #include <memory>
 #include <tuple>
 #include <type_traits>
 
-#include "runtime/cuda/check.h"
+#include <cuda_runtime.h>
 
 #define SUPRA_DYNAMIC_SHARED(T, name) T* const name = reinterpret_cast<T*>(::emu::dynamic_shared())
 
@@ -36,24 +36,15 @@ struct KernelArguments {
 
 namespace supra::cuda {
 
-inline constexpr size_t shared_without_permission = 40 * 1024;
-
-template <class... P, class... A>
-void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
-            A&&... arguments) {
-  static_assert(sizeof...(P) == sizeof...(A));
-  if (shared > shared_without_permission) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared)),
-               "cudaFuncSetAttribute");
-  }
+template <class... P>
+void start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                  std::type_identity_t<P>... arguments) {
   using Arguments = emu::KernelArguments<P...>;
   const auto copies = std::make_shared<const Arguments>(
       Arguments{kernel, {static_cast<std::decay_t<P>>(arguments)...}});
   emu::launch_kernel(
       {reinterpret_cast<const void*>(kernel), &Arguments::run, copies, sizeof(Arguments)}, grid,
       block, shared, stream);
-  check_cuda(cudaGetLastError(), "a kernel launch");
 }
 
 }  // namespace supra::cuda
