@@ -13,7 +13,8 @@
 
 namespace supra {
 
-/// A collective under way. wait() must be called; once it has returned, further calls do nothing.
+/// A collective under way, of a communicator that outlives it. wait() must be called; once it has
+/// returned, further calls do nothing.
 class Pending {
  public:
   Pending() = default;

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <string_view>
 #include <thread>
 #include <unistd.h>
+#include <vector>
 
 #include <nccl.h>
 
@@ -73,9 +75,14 @@ class Channel {
       check_result(call(comm_, stream_.get()), doing_);
     }
     settle();  // only then has the stream been given it
-    auto done = std::make_shared<Event>();
+    if (spare_.empty()) spare_.push_back(&events_.emplace_back());
+    Event* const done = spare_.back();
+    spare_.pop_back();
     done->record(stream_.get());
-    return Pending([done, after] { done->hold_back(after); });
+    return Pending([this, done, after] {
+      done->hold_back(after);
+      spare_.push_back(done);
+    });
   }
 
   /// Throws when the communicator has failed; false while its last call is still being carried out.
@@ -115,7 +122,9 @@ class Channel {
   std::string doing_;  ///< the last call, for errors that come later
   Stream stream_;
   Event issued_;
-  std::mutex mutex_;  ///< guards comm_ against abort()
+  std::deque<Event> events_;   ///< one for each collective that was ever under way at once
+  std::vector<Event*> spare_;  ///< of those, the ones that can be recorded again
+  std::mutex mutex_;           ///< guards comm_ against abort()
   ncclComm_t comm_ = nullptr;
 };
 
