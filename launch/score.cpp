@@ -6,7 +6,7 @@
 #include "launch/inference.h"
 #include "launch/report/progress.h"
 #include "model/model_file.h"
-#include "parallel/token_file.h"
+#include "parallel/data/token_file.h"
 #include "runtime/files/durable.h"
 
 namespace supra {

@@ -142,7 +142,7 @@ void ShardedParameters::start_gather(int unit) {
     if (index < 0) continue;
     const Region& r = regions_[static_cast<size_t>(index)];
     whole[k] = slot.buffer[k].slice(0, r.shard_size * communicator_.size());
-    slot.gathering[k] = communicator_.all_gather(r.compute, whole[k]);
+    slot.gathering[k] = communicator_.all_gather(r.compute, whole[k], r.name);
   }
   slot.tensors = views(unit, whole);
 }
@@ -206,7 +206,8 @@ void ShardedParameters::reduce(int unit) {
   reducing_region_ = region;
   reducing_slot_ = index;
   reducing_ = communicator_.reduce_scatter(
-      slot.buffer.slice(0, r.shard_size * communicator_.size()), reduced_.slice(0, r.shard_size));
+      slot.buffer.slice(0, r.shard_size * communicator_.size()), reduced_.slice(0, r.shard_size),
+      r.name);
 }
 
 void ShardedParameters::finish_reductions() {

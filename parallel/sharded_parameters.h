@@ -13,7 +13,7 @@
 #include "model/parameter_store.h"
 #include "model/parameters.h"
 #include "optim/optimizer.h"
-#include "parallel/communicator.h"
+#include "parallel/communication/communicator.h"
 #include "runtime/phase_clock.h"
 
 namespace supra {

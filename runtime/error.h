@@ -15,7 +15,10 @@ enum class ExitCode : int {
   done = 0,
   internal = 1,    ///< a broken invariant or a failure of the system below us
   bad_input = 2,   ///< command line, recipe or file: mend it before trying again
-  not_finite = 3,  ///< the loss or the gradient became NaN or infinite
+  not_finite = 3,  ///< the loss or the gradient became NaN or infinite, or the loss a spike
+  requeue = 4,     ///< asked to stop; a checkpoint was written: start again to go on
+  bad_node = 5,    ///< a host is too slow or wrong: leave it out and start again
+  watchdog = 6,    ///< a step or a collective did not end in time: start again
 };
 
 class Error : public std::runtime_error {

@@ -13,6 +13,6 @@ clang-format --dry-run --Werror "${files[@]}"
 say "formatting is right"
 # CUDA's names are not ours, and its stand-ins' neither: clang-tidy sees what the preset release builds.
 printf '%s\n' "${files[@]}" | grep '\.cpp$' |
-  grep -vE '^(runtime/cuda/|tests/emulat|tests/cuda/|tests/mpi/emulated/|tests/kernel_launches|parallel/nccl_comm)' |
+  grep -vE '^(runtime/cuda/|tests/emulat|tests/cuda/|tests/mpi/emulated/|tests/kernel_launches|parallel/communication/nccl_comm)' |
   xargs -P "$(nproc)" -n 4 clang-tidy-16 --quiet -p build/release --extra-arg=-Wno-unknown-warning-option
 say "clang-tidy has nothing to say"

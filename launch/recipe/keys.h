@@ -30,6 +30,10 @@ constexpr auto choices() {
     return std::array{Recompute::none, Recompute::block};
   } else if constexpr (std::same_as<Enum, Trainable>) {
     return std::array{Trainable::all, Trainable::new_weights};
+  } else if constexpr (std::same_as<Enum, OnFailure>) {
+    return std::array{OnFailure::stop, OnFailure::go_on};
+  } else if constexpr (std::same_as<Enum, OnAnomaly>) {
+    return std::array{OnAnomaly::ignore, OnAnomaly::stop, OnAnomaly::skip, OnAnomaly::roll_back};
   } else {
     static_assert(std::same_as<Enum, DeviceKind>);
     return std::array{DeviceKind::cpu, DeviceKind::cuda};
@@ -41,6 +45,7 @@ template <class T>
 std::vector<std::string_view> words_of(const Limits& limits) {
   std::vector<std::string_view> words = limits.words;
   if constexpr (std::is_enum_v<T>) {
+    if (!words.empty()) return words;  // fewer than the type has
     for (T value : choices<T>()) words.push_back(name_of(value));
   }
   return words;

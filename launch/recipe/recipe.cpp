@@ -33,6 +33,23 @@ std::string_view name_of(DeviceKind v) {
   return v == DeviceKind::cpu ? "cpu" : "cuda";
 }
 
+std::string_view name_of(OnFailure v) {
+  return v == OnFailure::stop ? "stop" : "go_on";
+}
+std::string_view name_of(OnAnomaly v) {
+  switch (v) {
+    case OnAnomaly::stop:
+      return "stop";
+    case OnAnomaly::skip:
+      return "skip";
+    case OnAnomaly::roll_back:
+      return "roll_back";
+    case OnAnomaly::ignore:
+      return "ignore";
+  }
+  SUPRA_CHECK(false, "OnAnomaly {}", static_cast<int>(v));
+}
+
 std::string toml_text(bool value) {
   return value ? "true" : "false";
 }
@@ -164,10 +181,12 @@ class Setter : public SectionWalker {
     found_ = true;
     if constexpr (std::is_enum_v<T>) {
       const std::string word = convert<std::string>(setting_);
-      for (T value : choices<T>()) {
-        if (name_of(value) == word) return value;
+      const std::vector<std::string_view> words = words_of<T>(limits);
+      if (std::find(words.begin(), words.end(), word) == words.end()) {
+        fail_word(setting_, word, words);
       }
-      fail_word(setting_, word, words_of<T>(limits));
+      const auto all = choices<T>();
+      return *std::find_if(all.begin(), all.end(), [&](T v) { return name_of(v) == word; });
     } else {
       const T value = convert<T>(setting_);
       check_limits(setting_, value, limits);

@@ -24,12 +24,23 @@ enum class Precision : uint8_t {
 };
 enum class Recompute : uint8_t { none, block };
 enum class Trainable : uint8_t { all, new_weights };
+/// What a run does when a checkpoint cannot be written.
+enum class OnFailure : uint8_t { stop, go_on };
+/// What a run does about a step whose loss or gradient is not to be trusted.
+enum class OnAnomaly : uint8_t {
+  stop,
+  skip,       ///< the batch: nothing is updated, the next samples are taken
+  roll_back,  ///< to the last checkpoint, and go on with the samples after the batch
+  ignore,     ///< of spikes only
+};
 
 std::string_view name_of(FeatureMapInit v);
 std::string_view name_of(Precision v);
 std::string_view name_of(Recompute v);
 std::string_view name_of(Trainable v);
 std::string_view name_of(DeviceKind v);
+std::string_view name_of(OnFailure v);
+std::string_view name_of(OnAnomaly v);
 
 /// What a key accepts besides its type: numbers in a range, or one of a few words.
 struct Limits {
@@ -204,8 +215,8 @@ struct TrainRecipe {
 struct RunRecipe {
   std::string folder;
   std::string resume = "none";
-  int64_t checkpoint_every = 0;
   int64_t threads = 0;
+  bool log_samples = false;
   bool operator==(const RunRecipe&) const = default;
 
   template <class Self, class Visitor>
@@ -216,10 +227,76 @@ struct RunRecipe {
     v.key("resume", s.resume,
           "`none` begins a run in a folder that holds none yet, `latest` goes on from the "
           "folder's last checkpoint if it has one, anything else is the path of a checkpoint.");
-    v.key("checkpoint_every", s.checkpoint_every,
-          "Steps between checkpoints; 0: only after the last step.", at_least(0));
     v.key("threads", s.threads, "Threads of a rank; 0: the machine's cores shared by its ranks.",
           between(0, 4096));
+    v.key("log_samples", s.log_samples,
+          "Each rank writes which windows it trained on at each step, samples-0000.jsonl.");
+  }
+};
+
+struct CheckpointRecipe {
+  int64_t every = 0;
+  int64_t staging = 1024;
+  int64_t keep_last = 0, keep_every = 0;
+  OnFailure on_failure = OnFailure::stop;
+  bool operator==(const CheckpointRecipe&) const = default;
+
+  template <class Self, class Visitor>
+  static void visit(Self& s, Visitor& v) {
+    v.section("checkpoint", "What is kept of a run, for going on after a stop.");
+    v.key("every", s.every, "Steps between checkpoints; 0: only after the last step.", at_least(0));
+    v.key("staging", s.staging,
+          "Host memory of a rank, in MiB, that a checkpoint waits in while it is written beside "
+          "the steps that follow; never more than the rank's part of it. What does not fit is "
+          "written before the next step begins.",
+          between(16, 1 << 24));
+    v.key("keep_last", s.keep_last, "Newest checkpoints that are kept; 0: all.", at_least(0));
+    v.key("keep_every", s.keep_every,
+          "Checkpoints of steps that are multiples of this are kept for ever; 0: none.",
+          at_least(0));
+    v.key("on_failure", s.on_failure,
+          "When a checkpoint cannot be written, a full disk for one: `stop`, or `go_on` to the "
+          "next. The checkpoints before stay whole.");
+  }
+};
+
+struct WatchRecipe {
+  int64_t step_timeout = 3600, collective_timeout = 600;
+  bool check_collectives = false;
+  bool check_node = false;
+  OnAnomaly on_not_finite = OnAnomaly::stop, on_spike = OnAnomaly::ignore;
+  double spike_deviations = 6;
+  int64_t spike_window = 128;
+  int64_t max_skipped = 10;
+  bool operator==(const WatchRecipe&) const = default;
+
+  template <class Self, class Visitor>
+  static void visit(Self& s, Visitor& v) {
+    v.section("watch", "What is watched for while a run goes on. docs/operations.md.");
+    v.key("step_timeout", s.step_timeout,
+          "Seconds that a step, a validation or a wait for a checkpoint may take before the run "
+          "is ended; 0: any.",
+          at_least(0));
+    v.key("collective_timeout", s.collective_timeout,
+          "Seconds that a rank may wait in one collective before the run is ended and the rank "
+          "that did not come is named; 0: any.",
+          at_least(0));
+    v.key("check_collectives", s.check_collectives,
+          "Before each collective, check that all ranks make the same call. Slow: for debugging.");
+    v.key("check_node", s.check_node,
+          "Measure hosts, disks and network before the first step, as `supra check-node` does.");
+    v.key("on_not_finite", s.on_not_finite,
+          "What to do about a loss or gradient that is not finite: `stop`, `skip` the batch, or "
+          "`roll_back` to the last checkpoint and skip.",
+          {.words = {"stop", "skip", "roll_back"}});
+    v.key("on_spike", s.on_spike, "The same about a spike of the loss; `ignore` looks for none.");
+    v.key("spike_deviations", s.spike_deviations,
+          "A loss this many standard deviations above the mean of the last steps is a spike.",
+          above(0));
+    v.key("spike_window", s.spike_window,
+          "Steps that mean and deviation are taken over; none is a spike before so many.",
+          between(2, 65536));
+    v.key("max_skipped", s.max_skipped, "Batches skipped before the run is stopped.", at_least(0));
   }
 };
 
@@ -228,6 +305,8 @@ struct Recipe {
   DataRecipe data;
   TrainRecipe train;
   RunRecipe run;
+  CheckpointRecipe checkpoint;
+  WatchRecipe watch;
   bool operator==(const Recipe&) const = default;
 
   /// Calls `v.section(name, doc)` and then, for its keys in order, one of `v.key(name, field, doc,
@@ -239,6 +318,8 @@ struct Recipe {
     DataRecipe::visit(r.data, v);
     TrainRecipe::visit(r.train, v);
     RunRecipe::visit(r.run, v);
+    CheckpointRecipe::visit(r.checkpoint, v);
+    WatchRecipe::visit(r.watch, v);
   }
 };
 

@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(ranks, infinite, tiny_run, ex
 
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_a_run_that_diverges_stops_before_the_update(ranks, tiny_run, exit_codes, tmp_path):
-    settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "run.checkpoint_every=1"]
+    settings = ["train.learning_rate=1e30", "train.warmup_steps=0", "checkpoint.every=1"]
     said = complaint(exit_codes(ranks, *tiny_run(tmp_path / "run", *settings)), NOT_FINITE)
     assert "step 2:" in said and "not finite" in said
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]

@@ -41,7 +41,7 @@ def trained(train_tiny, settings, tmp_path_factory):
         if (device, dtype) not in folders:
             folder = tmp_path_factory.mktemp("run") / f"{device}-{dtype}"
             choice = (f"train.device={device}", f"train.dtype={dtype}")
-            train_tiny(folder, *settings, *choice, "run.checkpoint_every=3", ranks=2)
+            train_tiny(folder, *settings, *choice, "checkpoint.every=3", ranks=2)
             folders[device, dtype] = folder
         return folders[device, dtype]
 

@@ -29,7 +29,7 @@ def one_rank(train_tiny, tmp_path_factory):
 def two_ranks(train_tiny, tmp_path_factory):
     """A whole run on two ranks, with a checkpoint half-way."""
     folder = tmp_path_factory.mktemp("two") / "run"
-    train_tiny(folder, f"run.checkpoint_every={STOP}", ranks=2)
+    train_tiny(folder, f"checkpoint.every={STOP}", ranks=2)
     return folder
 
 
@@ -94,7 +94,7 @@ def test_the_same_run_twice_gives_the_same_bits(two_ranks, train_tiny, tmp_path)
 
 def test_a_resumed_run_gives_the_bits_of_one_that_never_stopped(two_ranks, train_tiny, tmp_path):
     run = stopped(two_ranks, tmp_path / "run")
-    train_tiny(run, "run.resume=latest", f"run.checkpoint_every={STOP}", ranks=2)
+    train_tiny(run, "run.resume=latest", f"checkpoint.every={STOP}", ranks=2)
     assert losses(run) == losses(two_ranks)
     assert validation_losses(run) == validation_losses(two_ranks)
     assert same_tensors(checkpoint(run, STEPS), checkpoint(two_ranks, STEPS))

@@ -1,6 +1,6 @@
 // The collectives, on as many ranks as there are.
 
-#include "parallel/communicator.h"
+#include "parallel/communication/communicator.h"
 
 #include <algorithm>
 #include <cmath>

@@ -10,7 +10,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
-#include "parallel/mpi_communicator.h"
+#include "parallel/communication/mpi_communicator.h"
 
 int main(int argc, char** argv) {
   // A rank that waits for ever ends the whole run; NCCL takes its time to begin.

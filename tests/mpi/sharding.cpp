@@ -8,7 +8,7 @@
 #include <doctest/doctest.h>
 
 #include "model/model_file.h"
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint/checkpoint.h"
 #include "tests/mpi/test_ranks.h"
 #include "tests/unit/small_model.h"
 

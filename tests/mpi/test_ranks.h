@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "parallel/mpi_communicator.h"
-#include "parallel/nccl_communicator.h"
+#include "parallel/communication/mpi_communicator.h"
+#include "parallel/communication/nccl_communicator.h"
 #include "tests/ops/run.h"
 
 namespace supra::test {

@@ -6,7 +6,7 @@
 #include <doctest/doctest.h>
 
 #include "model/model_file.h"
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint/checkpoint.h"
 #include "tests/unit/small_model.h"
 #include "tests/unit/temporary_folder.h"
 

@@ -5,7 +5,7 @@
 
 #include <doctest/doctest.h>
 
-#include "parallel/sample_order.h"
+#include "parallel/data/sample_order.h"
 
 using supra::SampleOrder;
 

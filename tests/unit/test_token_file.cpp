@@ -1,7 +1,7 @@
 #include <numeric>
 #include <vector>
 
-#include "parallel/token_file.h"
+#include "parallel/data/token_file.h"
 #include "tests/unit/temporary_folder.h"
 
 using namespace supra;

@@ -1,4 +1,4 @@
-#include "parallel/communicator.h"
+#include "parallel/communication/communicator.h"
 
 #include <algorithm>
 #include <array>
@@ -18,19 +18,19 @@ class LoneCommunicator final : public Communicator {
     if (size_ > 1 && kind_ == DeviceKind::cpu)
       arena.allocate(MemoryClass::communication, DType::fp32, {elements});
   }
-  Pending all_gather(const Tensor& shard, const Tensor& full) override {
+  Pending all_gather(const Tensor& shard, const Tensor& full, std::string_view) override {
     if (size_ == 1) std::memcpy(full.address(), shard.address(), shard.bytes());
     return {};
   }
-  Pending reduce_scatter(const Tensor& full, const Tensor& shard) override {
-    return all_gather(full, shard);
+  Pending reduce_scatter(const Tensor& full, const Tensor& shard, std::string_view of) override {
+    return all_gather(full, shard, of);
   }
-  void all_gather_host(const void* mine, size_t bytes, void* all) override {
+  void all_gather_host(const void* mine, size_t bytes, void* all, std::source_location) override {
     for (int r = 0; r < size_; ++r) {
       std::memcpy(static_cast<char*>(all) + static_cast<size_t>(r) * bytes, mine, bytes);
     }
   }
-  void broadcast_host(void*, size_t, int) override {}
+  void broadcast_host(void*, size_t, int, std::source_location) override {}
 
  private:
   int size_;
@@ -47,7 +47,8 @@ std::unique_ptr<Communicator> make_dry_communicator(int size, DeviceKind kind) {
   return std::make_unique<LoneCommunicator>(size, kind);
 }
 
-void together(Communicator& communicator, const std::function<void()>& work) {
+void together(Communicator& communicator, const std::function<void()>& work,
+              std::source_location where) {
   constexpr int done = -1;
   int code = done;
   std::array<char, 2048> report{};
@@ -62,11 +63,11 @@ void together(Communicator& communicator, const std::function<void()>& work) {
   } catch (const std::exception& e) {
     failed(ExitCode::internal, e.what());
   }
-  const std::vector<int> codes = communicator.gather_values(code);
+  const std::vector<int> codes = communicator.gather_values(code, where);
   const auto first = std::find_if(codes.begin(), codes.end(), [](int c) { return c != done; });
   if (first == codes.end()) return;
-  communicator.broadcast_host(report.data(), report.size(),
-                              static_cast<int>(first - codes.begin()));
+  communicator.broadcast_host(report.data(), report.size(), static_cast<int>(first - codes.begin()),
+                              where);
   throw AgreedError(static_cast<ExitCode>(*first), report.data());
 }
 

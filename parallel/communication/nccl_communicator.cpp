@@ -1,4 +1,4 @@
-#include "parallel/nccl_communicator.h"
+#include "parallel/communication/nccl_communicator.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -12,7 +12,7 @@
 
 #include <nccl.h>
 
-#include "parallel/mpi_communicator.h"
+#include "parallel/communication/mpi_communicator.h"
 #include "runtime/cuda/cuda_device.h"
 
 namespace supra {
@@ -184,7 +184,7 @@ class NcclCommunicator final : public Communicator {
 
   void reserve(Ops&, Arena&, int64_t) override {}  // NCCL has its own
 
-  Pending all_gather(const Tensor& shard, const Tensor& full) override {
+  Pending all_gather(const Tensor& shard, const Tensor& full, std::string_view) override {
     SUPRA_CHECK(shard.dtype() == full.dtype() && full.numel() == shard.numel() * size(),
                 "all_gather of {} {} into {} {} on {} ranks", name_of(shard.dtype()),
                 shard.shape().to_string(), name_of(full.dtype()), full.shape().to_string(), size());
@@ -196,7 +196,7 @@ class NcclCommunicator final : public Communicator {
         });
   }
 
-  Pending reduce_scatter(const Tensor& full, const Tensor& shard) override {
+  Pending reduce_scatter(const Tensor& full, const Tensor& shard, std::string_view) override {
     SUPRA_CHECK(full.numel() == shard.numel() * size(), "reduce_scatter of {} into {} on {} ranks",
                 full.shape().to_string(), shard.shape().to_string(), size());
     const float* const from = full.data<float>();
@@ -215,11 +215,12 @@ class NcclCommunicator final : public Communicator {
     reductions_->abort();
   }
 
-  void all_gather_host(const void* mine, size_t bytes, void* all) override {
-    host_->all_gather_host(mine, bytes, all);
+  void all_gather_host(const void* mine, size_t bytes, void* all,
+                       std::source_location where) override {
+    host_->all_gather_host(mine, bytes, all, where);
   }
-  void broadcast_host(void* data, size_t bytes, int root) override {
-    host_->broadcast_host(data, bytes, root);
+  void broadcast_host(void* data, size_t bytes, int root, std::source_location where) override {
+    host_->broadcast_host(data, bytes, root, where);
   }
 
  private:

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <source_location>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -37,11 +39,14 @@ class Communicator {
   /// add with. Once, before it.
   virtual void reserve(Ops& ops, Arena& arena, int64_t elements) = 0;
 
+  // `of` is what the tensors hold, "block.17/trained": named when a collective does not end.
+
   /// full[r n ... (r+1) n) = rank r's shard [n], of any dtype.
-  virtual Pending all_gather(const Tensor& shard, const Tensor& full) = 0;
+  virtual Pending all_gather(const Tensor& shard, const Tensor& full, std::string_view of = {}) = 0;
   /// shard [n] = sum over ranks of their full[rank n ... (rank+1) n), fp32, in an order that is the
   /// same each time: that of ranks with MPI, that of NCCL's rings with NCCL. One at a time.
-  virtual Pending reduce_scatter(const Tensor& full, const Tensor& shard) = 0;
+  virtual Pending reduce_scatter(const Tensor& full, const Tensor& shard,
+                                 std::string_view of = {}) = 0;
 
   /// Throws when a collective has failed. Those that wait for collectives do it meanwhile.
   virtual void check() {}
@@ -49,15 +54,18 @@ class Communicator {
   /// error. From any thread.
   virtual void abort() noexcept {}
 
-  // Small host data.
-  virtual void all_gather_host(const void* mine, size_t bytes, void* all) = 0;
-  virtual void broadcast_host(void* data, size_t bytes, int root) = 0;
+  // Small host data. `where` is named when a collective does not end.
+  virtual void all_gather_host(const void* mine, size_t bytes, void* all,
+                               std::source_location where = std::source_location::current()) = 0;
+  virtual void broadcast_host(void* data, size_t bytes, int root,
+                              std::source_location where = std::source_location::current()) = 0;
 
   /// Every rank's value, by rank.
   template <class T>
-  std::vector<T> gather_values(const T& mine) {
+  std::vector<T> gather_values(const T& mine,
+                               std::source_location where = std::source_location::current()) {
     std::vector<T> all(static_cast<size_t>(size()));
-    all_gather_host(&mine, sizeof(T), all.data());
+    all_gather_host(&mine, sizeof(T), all.data(), where);
     return all;
   }
 };
@@ -79,6 +87,7 @@ class AgreedError : public Error {
 /// the error of the first such rank. For whatever touches the outside world, so that one rank's bad
 /// disk or file does not leave the others waiting in a collective. `work` makes no collective
 /// calls.
-void together(Communicator& communicator, const std::function<void()>& work);
+void together(Communicator& communicator, const std::function<void()>& work,
+              std::source_location where = std::source_location::current());
 
 }  // namespace supra

@@ -1,4 +1,4 @@
-#include "parallel/token_file.h"
+#include "parallel/data/token_file.h"
 
 #include <limits>
 #include <vector>

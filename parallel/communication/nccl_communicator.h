@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "parallel/communicator.h"
+#include "parallel/communication/communicator.h"
 #include "runtime/device.h"
 
 namespace supra {

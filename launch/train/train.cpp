@@ -12,13 +12,13 @@
 #include "model/flops.h"
 #include "model/model_file.h"
 #include "optim/schedule.h"
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint/checkpoint.h"
+#include "parallel/communication/mpi_communicator.h"
+#include "parallel/communication/nccl_communicator.h"
+#include "parallel/data/sample_order.h"
+#include "parallel/data/token_file.h"
 #include "parallel/engine.h"
 #include "parallel/load_weights.h"
-#include "parallel/mpi_communicator.h"
-#include "parallel/nccl_communicator.h"
-#include "parallel/sample_order.h"
-#include "parallel/token_file.h"
 #include "runtime/product_rate.h"
 #include "runtime/random.h"
 
@@ -83,7 +83,7 @@ class Run {
       const bool last = state_.step == steps_;
       const auto due = [&](int64_t every) { return last || (every && state_.step % every == 0); };
       if (due(recipe_.train.validate_every)) validate();
-      if (due(recipe_.run.checkpoint_every)) save();
+      if (due(recipe_.checkpoint.every)) save();
     }
     finish();
   }

@@ -1,6 +1,6 @@
 // Stands in for nccl_communicator.cpp where the program is built without CUDA.
 
-#include "parallel/nccl_communicator.h"
+#include "parallel/communication/nccl_communicator.h"
 
 namespace supra {
 

@@ -1,4 +1,4 @@
-#include "parallel/mpi_communicator.h"
+#include "parallel/communication/mpi_communicator.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -79,7 +79,7 @@ class MpiCommunicator final : public Communicator {
     staging_ = arena.allocate(MemoryClass::communication, DType::fp32, {elements});
   }
 
-  Pending all_gather(const Tensor& shard, const Tensor& full) override {
+  Pending all_gather(const Tensor& shard, const Tensor& full, std::string_view) override {
     SUPRA_CHECK(full.bytes() == shard.bytes() * static_cast<size_t>(size_),
                 "all_gather of {} into {}", shard.shape().to_string(), full.shape().to_string());
     const MPI_Datatype type = shard.dtype() == DType::bf16 ? MPI_UINT16_T : MPI_FLOAT;
@@ -96,7 +96,7 @@ class MpiCommunicator final : public Communicator {
 
   /// Every rank sends each other its piece, which adds them in the order of ranks: as many bytes as
   /// a ring, and a sum whose rounding the MPI library has no say in.
-  Pending reduce_scatter(const Tensor& full, const Tensor& shard) override {
+  Pending reduce_scatter(const Tensor& full, const Tensor& shard, std::string_view) override {
     const int n = as_count(shard.numel());
     SUPRA_CHECK(full.numel() == shard.numel() * size_ && full.numel() <= staging_.numel(),
                 "reduce_scatter of {} into {} with staging {}", full.shape().to_string(),
@@ -113,7 +113,7 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
-  void all_gather_host(const void* mine, size_t bytes, void* all) override {
+  void all_gather_host(const void* mine, size_t bytes, void* all, std::source_location) override {
     const int n = as_count(static_cast<int64_t>(bytes));
     if (!while_waiting_) {
       check_mpi(MPI_Allgather(mine, n, MPI_BYTE, all, n, MPI_BYTE, comm_), "MPI_Allgather");
@@ -125,7 +125,7 @@ class MpiCommunicator final : public Communicator {
     finish(request);
   }
 
-  void broadcast_host(void* data, size_t bytes, int root) override {
+  void broadcast_host(void* data, size_t bytes, int root, std::source_location) override {
     const int n = as_count(static_cast<int64_t>(bytes));
     if (!while_waiting_) {
       check_mpi(MPI_Bcast(data, n, MPI_BYTE, root, comm_), "MPI_Bcast");

@@ -1,4 +1,4 @@
-#include "parallel/sample_order.h"
+#include "parallel/data/sample_order.h"
 
 #include <bit>
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "parallel/sharded_parameters.h"
 
@@ -13,12 +14,14 @@ namespace supra {
 
 /// What a run needs besides its tensors to go on.
 struct RunState {
-  int64_t step = 0;     ///< steps done
-  int64_t tokens = 0;   ///< trained on
-  int64_t samples = 0;  ///< the data cursor: windows taken from the order
-  int64_t windows = 0;  ///< of the training file: the order is a permutation of them
-  std::string recipe;   ///< resolved, TOML
-  std::string commit;   ///< of the program
+  int64_t step = 0;                 ///< steps done
+  int64_t tokens = 0;               ///< trained on
+  int64_t samples = 0;              ///< the data cursor: windows taken from the order
+  int64_t windows = 0;              ///< of the training file: the order is a permutation of them
+  int64_t skipped = 0;              ///< batches passed over because of their loss or gradient
+  std::vector<double> losses = {};  ///< of the last steps, for telling a spike; oldest first
+  std::string recipe;               ///< resolved, TOML
+  std::string commit;               ///< of the program
 };
 
 /// Collective. Returns the checkpoint's folder, `<run>/checkpoints/step-...`.
