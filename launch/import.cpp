@@ -1,6 +1,5 @@
 #include "model/huggingface/import.h"
 
-#include <cstdio>
 #include <memory>
 
 #include "launch/commands.h"
@@ -16,17 +15,8 @@ struct ImportOptions {
 };
 
 ExitCode run_import(const ImportOptions& options) {
-  const bool interactive = find_terminal().interactive;
-  int64_t shown = -1;
-  const auto progress = [&](int64_t done, int64_t total) {
-    const int64_t percent = done * 100 / total;
-    if (!interactive || percent == shown) return;
-    shown = percent;
-    fmt::print("\rimporting {:3}%", percent);
-    std::fflush(stdout);
-  };
-  const ImportSummary summary = import_hf(options.folder, options.output, options.force, progress);
-  if (interactive) fmt::print("\r\x1b[K");
+  const ImportSummary summary =
+      import_hf(options.folder, options.output, options.force, show_percent("importing"));
   const ModelConfig& c = summary.config;
   fmt::print("{}: {}, {} layers, width {}, {} heads ({} kv), {} parameters, {}, {}\n",
              options.output, c.family, c.layers, c.width, c.heads, c.kv_heads, summary.parameters,
@@ -40,7 +30,8 @@ ExitCode run_import(const ImportOptions& options) {
 void add_import_command(CLI::App& app, Action& action) {
   const auto options = std::make_shared<ImportOptions>();
   CLI::App* command = app.add_subcommand(
-      "import", "Turn a Hugging Face folder (Llama or Mistral, safetensors) into a model file.");
+      "import",
+      "Turn a Hugging Face folder (Llama, Mistral or OpenLM, safetensors) into a model file.");
   command
       ->add_option("HF_DIR", options->folder,
                    "Folder with config.json and model.safetensors, "

@@ -11,8 +11,12 @@
 
 #include "launch/commands.h"
 #include "launch/report/run_log.h"
+#include "launch/report/table.h"
 #include "model/model_file.h"
+#include "parallel/checkpoint/index.h"
+#include "runtime/files/checksum.h"
 #include "runtime/files/hdf5.h"
+#include "runtime/printable.h"
 
 namespace supra {
 namespace {
@@ -106,9 +110,23 @@ struct ToJson {
   }
 };
 
+/// A shard file of a checkpoint: what its index says of it, and what is there.
+struct ShardRow {
+  std::string name;
+  StoredShard expected;
+  std::optional<uint64_t> bytes;  ///< none: it is not there
+
+  std::string state() const {
+    if (!bytes) return "missing";
+    return *bytes == expected.bytes ? "" : fmt::format("has {}", format_bytes(*bytes));
+  }
+};
+
 struct Contents {
   std::string path;
   OrderedJson attributes = OrderedJson::object();
+  std::vector<ShardRow> shards;  ///< of a checkpoint
+  int64_t checksums = 0;         ///< of tensors' pieces in them
   std::vector<Row> rows;
   int64_t parameters = 0;  ///< elements under /model
 
@@ -119,6 +137,23 @@ struct Contents {
   }
 };
 
+void add_shards(const std::string& path, Contents& contents) {
+  const CheckpointLayout layout = read_index(path).layout;
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  for (size_t i = 0; i < layout.shards.size(); ++i) {
+    ShardRow row{shard_file(static_cast<int64_t>(i)), layout.shards[i], {}};
+    std::error_code missing;
+    const uint64_t bytes = std::filesystem::file_size(folder / row.name, missing);
+    if (!missing) row.bytes = bytes;
+    contents.shards.push_back(std::move(row));
+  }
+  for (const StoredTensor& tensor : layout.tensors) {
+    for (const auto& pieces : tensor.checksums) {
+      contents.checksums += static_cast<int64_t>(pieces.size());
+    }
+  }
+}
+
 Contents read_contents(const InspectOptions& options) {
   std::error_code ignored;
   const bool is_folder = std::filesystem::is_directory(options.path, ignored);
@@ -127,7 +162,11 @@ Contents read_contents(const InspectOptions& options) {
   Contents contents;
   contents.path = file.path();
   for (const std::string& name : file.attributes("/")) {
-    contents.attributes[name] = std::visit(ToJson(), file.get("/", name));
+    if (name == "layout") {  // shown as what it says of the shards
+      add_shards(contents.path, contents);
+    } else {
+      contents.attributes[name] = std::visit(ToJson(), file.get("/", name));
+    }
   }
   for (hdf5::DatasetInfo& info : file.list()) {
     if (info.name.starts_with("/model/")) contents.parameters += info.size();
@@ -140,6 +179,16 @@ Contents read_contents(const InspectOptions& options) {
 
 OrderedJson to_json(const Contents& contents) {
   OrderedJson json{{"file", contents.path}, {"attributes", contents.attributes}};
+  if (!contents.shards.empty()) {
+    json["shards"] = OrderedJson::array();
+    for (const ShardRow& row : contents.shards) {
+      json["shards"].push_back({{"file", row.name},
+                                {"bytes", row.expected.bytes},
+                                {"checksum", checksum_text(row.expected.checksum)},
+                                {"found_bytes", row.bytes ? OrderedJson(*row.bytes) : nullptr}});
+    }
+    json["checksums"] = contents.checksums;
+  }
   json["datasets"] = OrderedJson::array();
   for (const Row& row : contents.rows) {
     OrderedJson dataset{{"name", row.info.name},
@@ -165,18 +214,16 @@ OrderedJson to_json(const Contents& contents) {
 void print_attribute(const std::string& name, const OrderedJson& value) {
   const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
   if (text.find('\n') == std::string::npos) {
-    fmt::print("{:<16} {}\n", name, text);
+    fmt::print("{:<16} {}\n", printable(name), printable(text));
     return;
   }
-  fmt::print("{}\n", name);
+  fmt::print("{}\n", printable(name));
   std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) fmt::print("  {}\n", line);
+  for (std::string line; std::getline(lines, line);) fmt::print("  {}\n", printable(line));
 }
 
-using Cells = std::vector<std::string>;
-
 Cells cells_of(const Row& row, bool stats) {
-  Cells cells{row.info.name, fmt::format("[{}]", fmt::join(row.info.shape, ", ")),
+  Cells cells{printable(row.info.name), fmt::format("[{}]", fmt::join(row.info.shape, ", ")),
               std::string(name_of(row.info.type)), format_bytes(row.bytes())};
   if (!stats) return cells;
   const Statistics& s = *row.stats;
@@ -187,23 +234,22 @@ Cells cells_of(const Row& row, bool stats) {
   return cells;
 }
 
-/// Prints cells in columns, names to the left and all else to the right.
-void print_table(const std::vector<Cells>& table) {
-  std::vector<size_t> widths(table.front().size());
-  for (const Cells& cells : table) {
-    for (size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+void print_shards(const Contents& contents) {
+  std::vector<Cells> table{{"shard", "size", "xxh3", ""}};
+  for (const ShardRow& row : contents.shards) {
+    table.push_back({row.name, format_bytes(row.expected.bytes),
+                     checksum_text(row.expected.checksum), row.state()});
   }
-  for (const Cells& cells : table) {
-    fmt::print("{:<{}}", cells[0], widths[0]);
-    for (size_t i = 1; i < cells.size(); ++i) fmt::print("  {:>{}}", cells[i], widths[i]);
-    fmt::print("\n");
-  }
+  print_table(table);
+  fmt::print("{} checksums of tensors in {} shards; `supra verify` compares them\n\n",
+             contents.checksums, contents.shards.size());
 }
 
 void print(const Contents& contents, bool stats) {
   fmt::print("{}\n", contents.path);
   for (const auto& [name, value] : contents.attributes.items()) print_attribute(name, value);
   fmt::print("\n");
+  if (!contents.shards.empty()) print_shards(contents);
   std::vector<Cells> table{{"dataset", "shape", "dtype", "size"}};
   if (stats) table[0].insert(table[0].end(), {"mean", "std", "min", "max", "NaN"});
   for (const Row& row : contents.rows) table.push_back(cells_of(row, stats));
@@ -216,7 +262,9 @@ void print(const Contents& contents, bool stats) {
 ExitCode run_inspect(const InspectOptions& options) {
   const Contents contents = read_contents(options);
   if (options.json) {
-    fmt::print("{}\n", to_json(contents).dump());
+    // Names and texts of a file need not be UTF-8, which JSON is.
+    constexpr auto replace = OrderedJson::error_handler_t::replace;
+    fmt::print("{}\n", to_json(contents).dump(-1, ' ', false, replace));
   } else {
     print(contents, options.stats);
   }

@@ -247,7 +247,7 @@ class TokenFile:
     def __init__(self, path: Path, dtype: np.dtype, sequences: tuple[int, int] | None):
         self._path, self._aside = path, path.with_name(path.name + ".partial")
         try:
-            self._file = h5py.File(self._aside, "w")
+            self._file = h5py.File(self._aside, "w", libver=("v110", "v110"))
         except OSError as error:
             raise InputError(f"cannot write {self._aside}: {error}") from error
         self._sequences = sequences

@@ -1,9 +1,10 @@
 #include <memory>
 
 #include "launch/commands.h"
-#include "launch/recipe/engine_options.h"
+#include "launch/recipe/options.h"
 #include "launch/report/run_log.h"
 #include "model/model_file.h"
+#include "parallel/checkpoint/writer.h"
 
 namespace supra {
 namespace {
@@ -39,6 +40,10 @@ ExitCode run_plan(const PlanOptions& o) {
         [&](const MemoryPlan& p) { return format_bytes(p.table[static_cast<size_t>(c)]); });
   }
   row("total", [](const MemoryPlan& p) { return format_bytes(p.bytes); });
+  const CheckpointOptions checkpoints = checkpoint_options(recipe);
+  row("staging", [&](const MemoryPlan& p) {
+    return format_bytes(CheckpointWriter::staging_bytes(checkpoints, p.state_bytes));
+  });
   return ExitCode::done;
 }
 

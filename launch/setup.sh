@@ -9,7 +9,7 @@ python=$root/.venv/bin/python
 packages=(
   g++ cmake ninja-build
   libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
-  libtomlplusplus-dev libfmt-dev libcli11-dev nlohmann-json3-dev doctest-dev
+  libtomlplusplus-dev libfmt-dev libcli11-dev nlohmann-json3-dev libxxhash-dev doctest-dev
   python3-venv python3-pip
 )
 
@@ -32,9 +32,13 @@ quietly() {
   rm -f "$log"
 }
 
+# What tests/cluster brings up on emulated hosts, as root.
+cluster_packages=(slurmctld slurmd slurm-client munge iproute2)
+
+# missing_packages PACKAGE...
 missing_packages() {
   local package
-  for package in "${packages[@]}"; do
+  for package; do
     [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ii* ]] || echo "$package"
   done
 }
@@ -47,16 +51,27 @@ can_install() {
   command -v apt-get >/dev/null && { ((EUID == 0)) || command -v sudo >/dev/null; }
 }
 
+install_packages() {
+  say "installing $*"
+  quietly as_root apt-get update
+  quietly as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y --no-install-recommends "$@"
+}
+
 setup_packages() {
   local missing
-  mapfile -t missing < <(missing_packages)
+  mapfile -t missing < <(missing_packages "${packages[@]}")
   ((${#missing[@]})) || return 0
   can_install || fail "these Debian packages are missing, and there is no apt-get or no sudo to" \
     "install them: ${missing[*]}"
-  say "installing ${missing[*]}"
-  quietly as_root apt-get update
-  quietly as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y --no-install-recommends "${missing[@]}"
+  install_packages "${missing[@]}"
+}
+
+# Only where the tests that need them can run; without them they are skipped.
+setup_cluster_packages() {
+  local missing
+  mapfile -t missing < <(missing_packages "${cluster_packages[@]}")
+  if ((EUID == 0 && ${#missing[@]})) && can_install; then install_packages "${missing[@]}"; fi
 }
 
 # Makes .venv with the packages of launch/requirements.txt, whose checksum it keeps as a stamp.

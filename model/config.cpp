@@ -153,18 +153,20 @@ void check_positive(const char* name, double value) {
 }  // namespace
 
 void validate(const ModelConfig& c) {
-  // So bounded, no product of two sizes overflows, and no file can ask for endless lists of layers.
-  constexpr int64_t largest = int64_t{1} << 30;
+  // So bounded, the bytes of all parameters can be counted, and no file can ask for endless lists
+  // of layers.
+  constexpr int64_t largest = int64_t{1} << 30, widest = int64_t{1} << 20;
   if (c.family != "llama" && c.family != "mistral") {
     fail_input("model: family is '{}', must be llama or mistral", c.family);
   }
   check_size("vocabulary", c.vocabulary, largest);
-  check_size("width", c.width, largest);
+  check_size("width", c.width, widest);
   check_size("layers", c.layers, 10000);
   check_size("heads", c.heads, 1 << 16);
   check_size("kv_heads", c.kv_heads, c.heads);
   check_size("head_width", c.head_width, 1 << 14);
-  check_size("ffn", c.ffn, largest);
+  check_size("ffn", c.ffn, widest);
+  check_size("heads * head_width", c.heads * c.head_width, widest);
   if (c.heads % c.kv_heads != 0) {
     fail_input("model: {} heads are no multiple of {} kv_heads", c.heads, c.kv_heads);
   }

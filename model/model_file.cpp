@@ -6,6 +6,8 @@
 
 #include <fmt/ranges.h>
 
+#include "runtime/files/seal.h"
+
 namespace supra {
 namespace {
 
@@ -20,6 +22,21 @@ std::string file_of(const std::string& path) {
     fail_input("{} is a folder without an index.h5, hence no finished checkpoint", path);
   }
   return index.string();
+}
+
+/// Checkpoints are sealed, so that HDF5 reads none that is damaged; model files are not.
+hdf5::File open_model(const std::string& path) {
+  std::error_code ignored;
+  const bool sealed =
+      std::filesystem::is_regular_file(path, ignored) && check_seal(path) == Seal::whole;
+  hdf5::File file = hdf5::File::open(path);
+  const std::string format = file.has("/", "format") ? file.get_string("/", "format") : "";
+  if (format == "supra-model 1" || (format == "supra-checkpoint 2" && sealed)) return file;
+  if (format == "supra-checkpoint 2") fail_input("{} is damaged: it has lost its seal", path);
+  fail_input(
+      "{} is neither a model nor a checkpoint: its format is '{}'; make a model file with "
+      "`supra import`",
+      path, format);
 }
 
 std::string to_string(const std::vector<int64_t>& shape) {
@@ -55,14 +72,7 @@ void check_parameters(const hdf5::File& file, const ModelConfig& config) {
 
 }  // namespace
 
-ModelFile::ModelFile(const std::string& path) : file_(hdf5::File::open(file_of(path))) {
-  const std::string format = file_.has("/", "format") ? file_.get_string("/", "format") : "";
-  if (format != "supra-model 1" && format != "supra-checkpoint 1") {
-    fail_input(
-        "{} is neither a model nor a checkpoint: its format is '{}'; make a model file with "
-        "`supra import`",
-        file_.path(), format);
-  }
+ModelFile::ModelFile(const std::string& path) : file_(open_model(file_of(path))) {
   config_ = model_config_from_json(file_.get_string("/", "config"), file_.path() + ", config");
   check_shards(file_);
   check_parameters(file_, config_);
@@ -88,25 +98,35 @@ hdf5::File create_model_file(const std::string& path, const ModelConfig& config,
   return file;
 }
 
+std::string shard_label(const std::string& checkpoint_id, int64_t shard) {
+  return fmt::format("supra-shard 2, shard {} of checkpoint {}", shard, checkpoint_id);
+}
+
+std::string shard_file(int64_t shard) {
+  return fmt::format("shard-{:04}.h5", shard);
+}
+
+std::string find_shard(const std::string& folder, const std::string& checkpoint_id, int64_t shard) {
+  std::string path = (std::filesystem::path(folder) / shard_file(shard)).string();
+  std::error_code ignored;
+  if (!std::filesystem::exists(path, ignored)) {
+    fail_input("the checkpoint needs its shard {}, which is missing", path);
+  }
+  const std::string wanted = shard_label(checkpoint_id, shard), found = read_label(path);
+  if (found != wanted) {
+    fail_input(
+        "{} says it is '{}', the index needs '{}'; restore the shards that were written with it",
+        path, found, wanted);
+  }
+  return path;
+}
+
 void check_shards(const hdf5::File& index) {
   if (!index.has("/", "shards")) return;
   const int64_t shards = index.get_int("/", "shards");
   const std::string id = index.get_string("/", "checkpoint_id");
-  const std::filesystem::path folder = std::filesystem::path(index.path()).parent_path();
-  for (int64_t i = 0; i < shards; ++i) {
-    const std::string path = (folder / fmt::format("shard-{:04}.h5", i)).string();
-    std::error_code ignored;
-    if (!std::filesystem::exists(path, ignored)) {
-      fail_input("{} needs its shard {}, which is missing", index.path(), path);
-    }
-    const std::string found = hdf5::File::open(path).get_string("/", "checkpoint_id");
-    if (found != id) {
-      fail_input(
-          "{} belongs to checkpoint {}, {} to {}; restore the shards that were written with "
-          "the index",
-          path, found, index.path(), id);
-    }
-  }
+  const std::string folder = std::filesystem::path(index.path()).parent_path().string();
+  for (int64_t i = 0; i < shards; ++i) find_shard(folder, id, i);
 }
 
 std::string model_dataset(const std::string& parameter) {

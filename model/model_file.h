@@ -34,10 +34,16 @@ class ModelFile {
 /// under /model, and its attributes. The caller writes the datasets.
 hdf5::File create_model_file(const std::string& path, const ModelConfig& config, DType dtype);
 
+/// What a shard of a checkpoint says in its first line: read without HDF5, which may not survive
+/// damage.
+std::string shard_label(const std::string& checkpoint_id, int64_t shard);
+/// "shard-0000.h5"
+std::string shard_file(int64_t shard);
+/// The path of a shard in a checkpoint's folder. One that is missing, or says that it is another,
+/// is bad input.
+std::string find_shard(const std::string& folder, const std::string& checkpoint_id, int64_t shard);
 /// HDF5 reads a missing shard of a virtual dataset as fill values, so whoever reads an index asks
-/// this first: each of its `shards` files shard-0000.h5 ... lies beside it and carries its
-/// `checkpoint_id`, else bad input that names the shard. A file without attribute `shards` has
-/// none.
+/// this first: all of its `shards` are beside it. A file without attribute `shards` has none.
 void check_shards(const hdf5::File& index);
 
 /// The dataset of a parameter: "/model/<name>".

@@ -4,6 +4,13 @@
 #include <cmath>
 
 namespace supra {
+namespace {
+
+void require_finite(const StepResult& result) {
+  if (!result.not_finite.empty()) throw AgreedError(ExitCode::not_finite, result.not_finite);
+}
+
+}  // namespace
 
 Engine::Engine(const ModelConfig& config, const EngineOptions& options, Device& device,
                Arena& arena, Communicator& communicator)
@@ -54,10 +61,10 @@ StepResult Engine::reduce_metrics(int64_t tokens, bool with_gradient) {
   const auto all = communicator_.gather_values(Mine{take_metrics(), tokens});
   for (size_t r = 0; r < all.size(); ++r) {
     const Metrics& m = all[r].metrics;
-    if (!std::isfinite(m.losses.nll) || !std::isfinite(m.losses.squared_lse)) {
-      throw AgreedError(
-          ExitCode::not_finite,
-          fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, m.losses.nll));
+    const bool finite = std::isfinite(m.losses.nll) && std::isfinite(m.losses.squared_lse);
+    if (!finite && total.not_finite.empty()) {
+      total.not_finite =
+          fmt::format("the loss is not finite (sum over rank {}'s tokens: {})", r, m.losses.nll);
     }
     loss.cross_entropy += m.losses.nll;
     squared_lse += m.losses.squared_lse;
@@ -65,9 +72,8 @@ StepResult Engine::reduce_metrics(int64_t tokens, bool with_gradient) {
   }
   // A bad loss makes bad gradients everywhere: it is the one to name.
   for (size_t r = 0; with_gradient && r < all.size(); ++r) {
-    if (!std::isfinite(all[r].metrics.squared_gradient)) {
-      throw AgreedError(ExitCode::not_finite,
-                        fmt::format("the gradient is not finite (in rank {}'s shard)", r));
+    if (!std::isfinite(all[r].metrics.squared_gradient) && total.not_finite.empty()) {
+      total.not_finite = fmt::format("the gradient is not finite (in rank {}'s shard)", r);
     }
     squared_gradient += all[r].metrics.squared_gradient;
   }
@@ -78,7 +84,7 @@ StepResult Engine::reduce_metrics(int64_t tokens, bool with_gradient) {
   return total;
 }
 
-StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, int64_t step) {
+StepResult Engine::compute_gradients(std::span<const int32_t> windows) {
   const int64_t batch = options_.model.batch, T = options_.model.tokens;
   const int64_t mine = static_cast<int64_t>(windows.size()) / window_size();
   SUPRA_CHECK(mine > 0 && mine % batch == 0, "{} windows in micro-batches of {}", mine, batch);
@@ -95,10 +101,20 @@ StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, 
 
   const PhaseClock::Span span(clock_, Phase::optimizer);
   add_gradient_squares(device_.ops(), parameters_.optimizer_shards(), metrics_.slice(2, 3));
-  const StepResult result = reduce_metrics(mine * T, true);
+  return reduce_metrics(mine * T, true);
+}
+
+void Engine::update(const StepResult& result, double learning_rate, int64_t step) {
+  const PhaseClock::Span span(clock_, Phase::optimizer);
   parameters_.forget_gathered();
   optimizer_step(device_.ops(), parameters_.optimizer_shards(), options_.adamw, learning_rate,
                  clip_scale(result.grad_norm, options_.grad_clip), step);
+}
+
+StepResult Engine::step(std::span<const int32_t> windows, double learning_rate, int64_t step) {
+  const StepResult result = compute_gradients(windows);
+  require_finite(result);
+  update(result, learning_rate, step);
   return result;
 }
 
@@ -110,7 +126,9 @@ Loss Engine::evaluate(std::span<const int32_t> windows, int64_t batches) {
     split(windows.data() + first * window_size(), std::min(batch, mine - first));
     model_.evaluate(inputs_.data(), targets_.data());
   }
-  return reduce_metrics(mine * options_.model.tokens, false).loss;
+  const StepResult result = reduce_metrics(mine * options_.model.tokens, false);
+  require_finite(result);
+  return result.loss;
 }
 
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, int ranks) {
@@ -122,7 +140,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
       static_cast<size_t>(options.model.batch * (options.model.tokens + 1)), 0);
   if (options.trained != Trained::nothing) engine.step(windows, 0, 0);
   engine.evaluate(windows, 1);
-  return {arena.high_water(), arena.table()};
+  return {arena.high_water(), arena.table(), engine.parameters().state_bytes()};
 }
 
 }  // namespace supra

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <span>
+#include <string>
 
 #include "model/model.h"
 #include "parallel/sharded_parameters.h"
@@ -28,9 +29,11 @@ struct Loss {
   int64_t tokens = 0;
 };
 
+/// What the gradients of a step are like, before anything is changed. The same on all ranks.
 struct StepResult {
   Loss loss;
-  double grad_norm = 0;  ///< before clipping
+  double grad_norm = 0;    ///< before clipping
+  std::string not_finite;  ///< what is, and on which rank; empty: all numbers are finite
 };
 
 class Engine {
@@ -40,12 +43,17 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// One step. `windows` are this rank's, host [n, T+1], n a multiple of the micro-batch and the
-  /// same on all ranks. A loss or gradient that is not finite is an AgreedError, before anything is
-  /// changed.
+  /// The first half of a step: the gradients, summed over micro-batches and ranks. `windows` are
+  /// this rank's, host [n, T+1], n a multiple of the micro-batch and the same on all ranks. They
+  /// may be left at that: the next call begins anew.
+  StepResult compute_gradients(std::span<const int32_t> windows);
+  /// The second half, with what the first returned, which is finite. Step `step` is 0-based.
+  void update(const StepResult& result, double learning_rate, int64_t step);
+  /// Both. A loss or gradient that is not finite is an AgreedError, and nothing is changed.
   StepResult step(std::span<const int32_t> windows, double learning_rate, int64_t step);
   /// Mean loss of this rank's windows and all others'. `batches` is the same on all ranks; a rank
-  /// whose windows are fewer computes ignored rows instead.
+  /// whose windows are fewer computes ignored rows instead. One that is not finite is an
+  /// AgreedError.
   Loss evaluate(std::span<const int32_t> windows, int64_t batches);
 
   /// This rank's sums of losses since they were last taken, for models run without step(). Waits
@@ -85,6 +93,7 @@ class Engine {
 struct MemoryPlan {
   size_t bytes = 0;
   MemoryTable table{};
+  size_t state_bytes = 0;  ///< of a checkpoint, this rank's part
 };
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, int ranks);
 

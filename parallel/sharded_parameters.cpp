@@ -205,9 +205,9 @@ void ShardedParameters::reduce(int unit) {
   const Region& r = regions_[static_cast<size_t>(region)];
   reducing_region_ = region;
   reducing_slot_ = index;
-  reducing_ = communicator_.reduce_scatter(
-      slot.buffer.slice(0, r.shard_size * communicator_.size()), reduced_.slice(0, r.shard_size),
-      r.name);
+  reducing_ =
+      communicator_.reduce_scatter(slot.buffer.slice(0, r.shard_size * communicator_.size()),
+                                   reduced_.slice(0, r.shard_size), r.name);
 }
 
 void ShardedParameters::finish_reductions() {
@@ -235,7 +235,6 @@ void ShardedParameters::forget_gathered() {
 void ShardedParameters::load(Device& device, const Reader& read) {
   constexpr int64_t piece = int64_t{1} << 22;  // host memory: 16 MiB at a time
   std::vector<float> host;
-  std::vector<bf16> rounded;
   for (const Place& p : places_) {
     const Region& r = regions_[static_cast<size_t>(p.region)];
     const int64_t first = r.shard_size * communicator_.rank();
@@ -245,16 +244,20 @@ void ShardedParameters::load(Device& device, const Reader& read) {
       const int64_t n = std::min(piece, end - at);
       host.resize(static_cast<size_t>(n));
       read(*p.spec, at - p.offset, n, host.data());
-      const int64_t local = at - first;
-      if (r.master) device.copy_in(host.data(), r.master.slice(local, local + n));
-      if (compute_ == DType::bf16) {
-        rounded.resize(host.size());
-        std::transform(host.begin(), host.end(), rounded.begin(), [](float x) { return bf16(x); });
-        device.copy_in(rounded.data(), r.compute.slice(local, local + n));
-      } else if (!r.master) {
-        device.copy_in(host.data(), r.compute.slice(local, local + n));
-      }
+      set_weights(device, r, at - first, host);
     }
+  }
+}
+
+void ShardedParameters::set_weights(Device& device, const Region& region, int64_t begin,
+                                    std::span<const float> values) {
+  const int64_t end = begin + static_cast<int64_t>(values.size());
+  if (region.master) device.copy_in(values.data(), region.master.slice(begin, end));
+  if (compute_ == DType::bf16) {
+    const std::vector<bf16> rounded(values.begin(), values.end());
+    device.copy_in(rounded.data(), region.compute.slice(begin, end));
+  } else if (!region.master) {
+    device.copy_in(values.data(), region.compute.slice(begin, end));
   }
 }
 
@@ -264,6 +267,15 @@ int64_t ShardedParameters::trained_parameters() const {
     if (regions_[static_cast<size_t>(p.region)].trained) n += p.spec->shape.numel();
   }
   return n;
+}
+
+size_t ShardedParameters::state_bytes() const {
+  size_t bytes = 0;
+  for (const Region& r : regions_) {
+    bytes += r.trained ? r.master.bytes() + r.first_moment.bytes() + r.second_moment.bytes()
+                       : r.compute.bytes();
+  }
+  return bytes;
 }
 
 std::vector<OptimizerShard> ShardedParameters::optimizer_shards() const {

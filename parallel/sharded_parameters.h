@@ -7,6 +7,7 @@
 
 #include <array>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,12 +68,17 @@ class ShardedParameters final : public ParameterStore {
   /// Fills the shards: `read(spec, begin, count, out)` gives elements of a parameter as fp32.
   using Reader = std::function<void(const ParameterSpec&, int64_t, int64_t, float*)>;
   void load(Device& device, const Reader& read);
+  /// Sets elements of a region's shard from `begin` on: the master weights, and the compute copy.
+  void set_weights(Device& device, const Region& region, int64_t begin,
+                   std::span<const float> values);
 
   const std::vector<UnitSpec>& units() const { return units_; }
   const std::vector<Region>& regions() const { return regions_; }
   const std::vector<Place>& places() const { return places_; }
   DType compute_dtype() const { return compute_; }
   int64_t trained_parameters() const;
+  /// Bytes of this rank's shards that a run goes on from: weights and moments.
+  size_t state_bytes() const;
   /// The trained regions, for the optimizer.
   std::vector<OptimizerShard> optimizer_shards() const;
 

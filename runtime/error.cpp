@@ -2,6 +2,8 @@
 
 #include <string_view>
 
+#include "runtime/printable.h"
+
 namespace supra {
 namespace {
 int error_rank = -1;
@@ -12,11 +14,10 @@ void set_error_rank(int rank, int world) {
 }
 
 Error::Error(ExitCode code, const std::string& message, std::source_location where)
-    : std::runtime_error(message), code_(code), where_(where), rank_(error_rank) {}
+    : std::runtime_error(printable_lines(message)), code_(code), where_(where), rank_(error_rank) {}
 
-std::string Error::place() const {
-  // Keep the path from the top-level folder on: the build's absolute path says nothing to a user.
-  std::string_view file = where_.file_name();
+std::string_view path_in_tree(std::string_view file) {
+  // The build's absolute path says nothing to a user.
   for (std::string_view folder :
        {"/runtime/", "/model/", "/optim/", "/parallel/", "/launch/", "/tests/", "/bench/"}) {
     if (auto at = file.rfind(folder); at != std::string_view::npos) {
@@ -24,7 +25,11 @@ std::string Error::place() const {
       break;
     }
   }
-  return fmt::format("{}:{}", file, where_.line());
+  return file;
+}
+
+std::string Error::place() const {
+  return fmt::format("{}:{}", path_in_tree(where_.file_name()), where_.line());
 }
 
 std::string Error::report() const {

@@ -5,6 +5,7 @@
 #include <source_location>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -19,10 +20,13 @@ enum class ExitCode : int {
   requeue = 4,     ///< asked to stop; a checkpoint was written: start again to go on
   bad_node = 5,    ///< a host is too slow or wrong: leave it out and start again
   watchdog = 6,    ///< a step or a collective did not end in time: start again
+  differ = 7,      ///< what `diff` compared is not equal
 };
 
 class Error : public std::runtime_error {
  public:
+  /// Control characters of the message, but for line breaks, are shown as `\x1b`: it may quote
+  /// what strangers wrote.
   Error(ExitCode code, const std::string& message,
         std::source_location where = std::source_location::current());
 
@@ -41,6 +45,9 @@ class Error : public std::runtime_error {
 /// The rank named in errors raised by this process; set once MPI is up. `world` 1 leaves ranks
 /// unsaid.
 void set_error_rank(int rank, int world);
+
+/// A source file's path from the project's top-level folder on.
+std::string_view path_in_tree(std::string_view file);
 
 /// A format string that remembers where it was written.
 template <class... Args>

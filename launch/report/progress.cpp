@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <fcntl.h>
 #include <ostream>
@@ -55,6 +56,19 @@ std::string format_duration(double seconds) {
   const int64_t days = s / 86400, hours = s / 3600 % 24, minutes = s / 60 % 60;
   if (days > 0) return fmt::format("{}d {:02}:{:02}:{:02}", days, hours, minutes, s % 60);
   return fmt::format("{}:{:02}:{:02}", hours, minutes, s % 60);
+}
+
+std::function<void(int64_t done, int64_t total)> show_percent(const std::string& what) {
+  if (!find_terminal().interactive) return [](int64_t, int64_t) {};
+  return [what, shown = int64_t{-1}](int64_t done, int64_t total) mutable {
+    const int64_t percent =
+        static_cast<int64_t>(100 * static_cast<double>(done) / static_cast<double>(total));
+    if (percent == shown) return;
+    shown = percent;
+    fmt::print("\r{} {:3}%", what, percent);
+    if (done == total) fmt::print("{}", clear_line);
+    std::fflush(stdout);
+  };
 }
 
 Progress::~Progress() {

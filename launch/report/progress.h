@@ -3,6 +3,7 @@
 // is redrawn in place below them. Anything but a terminal receives plain lines only.
 
 #include <chrono>
+#include <functional>
 #include <iosfwd>
 #include <string>
 
@@ -21,6 +22,10 @@ Terminal find_terminal();
 
 /// "0:12:33", with days in front from the first on: "2d 03:00:00".
 std::string format_duration(double seconds);
+
+/// Shows on a terminal, and nowhere else, how far a single long piece of work is: "importing  42%",
+/// which goes when all is done.
+std::function<void(int64_t done, int64_t total)> show_percent(const std::string& what);
 
 class Progress {
  public:

@@ -13,8 +13,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "launch/report/json_lines.h"
 #include "runtime/error.h"
-#include "runtime/files/durable.h"
 
 namespace supra {
 
@@ -26,36 +26,11 @@ std::string metrics_path(const std::string& folder) {
   return folder + "/metrics.jsonl";
 }
 
-/// Replaces a file as a whole: readers see the old text or the new one, whenever the program stops.
-void replace_file(const std::string& path, const std::string& text) {
-  const std::string aside = path + ".new";
-  std::ofstream file(aside, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) {
-    fail_input("cannot write {}: {}; choose another run.folder or mend its permissions", path,
-               std::strerror(errno));
-  }
-  publish(aside, path);
-}
-
-/// The lines of a metrics file that are whole JSON objects with a step.
-template <class Function>
-void for_each_record(const std::string& path, Function&& function) {
-  std::ifstream file(path);
-  for (std::string line; std::getline(file, line);) {
-    const Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (record.is_object() && record.contains("step") && record["step"].is_number_integer()) {
-      function(line, record);
-    }
-  }
-}
-
 bool holds_run(const std::string& folder) {
   std::error_code missing;
   const std::filesystem::directory_iterator checkpoints(folder + "/checkpoints", missing);
   bool found = !missing && checkpoints != std::filesystem::directory_iterator();
-  for_each_record(metrics_path(folder), [&](const std::string&, const Json& record) {
+  for_each_step_line(metrics_path(folder), [&](const std::string&, const Json& record) {
     found = found || record["step"].get<int64_t>() > 0;
   });
   return found;
@@ -80,19 +55,27 @@ RunLog::RunLog(const std::string& folder, int64_t resumed_at, Terminal terminal)
 
 RunLog::RunLog(const std::string& folder, int64_t resumed_at, Terminal terminal, std::ostream& out)
     : path_(metrics_path(folder)), progress_(out, terminal) {
-  std::string kept;
   if (resumed_at > 0) {
-    for_each_record(path_, [&](const std::string& line, const Json& record) {
-      if (record["step"].get<int64_t>() <= resumed_at) kept += line + '\n';
-    });
+    drop_steps_after(path_, resumed_at);
+  } else {
+    replace_file(path_, "");
   }
-  replace_file(path_, kept);
   file_.open(path_, std::ios::binary | std::ios::app);
 }
 
+void RunLog::go_back(int64_t step) {
+  file_.close();
+  drop_steps_after(path_, step);
+  file_.open(path_, std::ios::binary | std::ios::app);
+  step_ = step;
+  progress_.start(step, steps_);
+}
+
 void RunLog::write(const Json& record) {
-  file_ << record.dump() << std::endl;
-  if (!file_) fail_input("cannot write {}: {}", path_, std::strerror(errno));
+  // A full disk must not end a run that may go on without a checkpoint.
+  if (!append_line(file_, record.dump())) {
+    progress_.line(fmt::format("cannot write {}: {}", path_, std::strerror(errno)));
+  }
 }
 
 void RunLog::start(const RunStart& run) {
@@ -107,12 +90,16 @@ void RunLog::start(const RunStart& run) {
          {"parameters", run.parameters},
          {"trained_parameters", run.trained_parameters},
          {"memory", memory_json(run.memory)},
+         {"checkpoint_staging", run.staging},
          {"recipe_hash", run.recipe_hash},
          {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
          {"commit", run_commit()}});
   progress_.line(fmt::format("{} rank{}, {}", run.ranks, run.ranks == 1 ? "" : "s", run.device));
-  progress_.line(fmt::format("{} parameters, {} trained; {} a rank", run.parameters,
-                             run.trained_parameters, format_bytes(total_bytes(run.memory))));
+  progress_.line(
+      fmt::format("{} parameters, {} trained; {} a rank, and {} to stage "
+                  "checkpoints",
+                  run.parameters, run.trained_parameters, format_bytes(total_bytes(run.memory)),
+                  format_bytes(run.staging)));
   progress_.start(run.step, run.steps);
 }
 
@@ -148,12 +135,36 @@ void RunLog::validation(const ValidationMetrics& m) {
   progress_.skip_time();
 }
 
+void RunLog::anomaly(const AnomalyRecord& a) {
+  write({{"event", a.action},
+         {"step", step_},
+         {"what", a.what},
+         {"first_sample", a.first_sample},
+         {"samples", a.samples},
+         {"skipped", a.skipped}});
+  progress_.line(fmt::format("step {}: {}; {}: samples {} to {} are passed over ({} {} so far)",
+                             step_ + 1, a.what, a.action, a.first_sample,
+                             a.first_sample + a.samples - 1, a.skipped,
+                             a.skipped == 1 ? "batch" : "batches"));
+}
+
+void RunLog::checkpoint(const CheckpointRecord& c) {
+  Json record = {{"event", "checkpoint"}, {"step", c.step}, {"checkpoint_seconds", c.seconds}};
+  if (!c.error.empty()) record["error"] = c.error;
+  if (!c.warning.empty()) record["warning"] = c.warning;
+  write(record);
+  if (!c.warning.empty()) progress_.line(c.warning);
+  progress_.line(c.error.empty() ? fmt::format("checkpoint {}", c.folder)
+                                 : fmt::format("no checkpoint of step {}: {}", c.step, c.error));
+}
+
 void RunLog::finish(const RunEnd& end) {
-  write({{"event", "finish"},
+  write({{"event", end.stopped ? "stop" : "finish"},
          {"step", step_},
          {"peak_memory", end.peak_memory},
          {"workspace", end.workspace}});
-  progress_.line(fmt::format("done; the largest rank took {} of memory, {} of it scratch",
+  progress_.line(fmt::format("{}; the largest rank took {} of memory, {} of it scratch",
+                             end.stopped ? "stopped, to go on later" : "done",
                              format_bytes(end.peak_memory), format_bytes(end.workspace)));
 }
 
@@ -189,12 +200,16 @@ std::string RunLog::readable(const StepMetrics& m) const {
   return line;
 }
 
-void prepare_run_folder(const std::string& folder, const std::string& recipe_toml, bool resume) {
+void make_run_folder(const std::string& folder) {
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) {
     fail_input("cannot make run.folder {}: {}; choose another", folder, error.message());
   }
+}
+
+void prepare_run_folder(const std::string& folder, const std::string& recipe_toml, bool resume) {
+  make_run_folder(folder);
   if (!resume && holds_run(folder)) {
     fail_input(
         "run.folder {} holds a run already; go on with it by run.resume = \"latest\", or choose "

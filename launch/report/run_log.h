@@ -21,6 +21,7 @@ struct RunStart {
   std::string device;  ///< Device::description()
   int64_t parameters = 0, trained_parameters = 0;
   MemoryTable memory{};  ///< bytes of one rank
+  size_t staging = 0;    ///< bytes of one rank in host memory, for checkpoints
   std::string recipe_hash;
 };
 
@@ -43,9 +44,26 @@ struct ValidationMetrics {
   double loss = 0;
 };
 
+/// A batch that is not trained on.
+struct AnomalyRecord {
+  std::string action;                     ///< "skip" or "roll_back"
+  std::string what;                       ///< is wrong with it
+  int64_t first_sample = 0, samples = 0;  ///< in the run's order
+  int64_t skipped = 0;                    ///< batches passed over so far, this one included
+};
+
+struct CheckpointRecord {
+  int64_t step = 0;
+  std::string folder;
+  std::string error;    ///< why there is none; empty: it is written
+  std::string warning;  ///< what else went wrong; empty: nothing
+  double seconds = 0;   ///< from its beginning until it was durable
+};
+
 struct RunEnd {
   size_t peak_memory = 0;  ///< largest resident size any rank's process had, bytes
   size_t workspace = 0;    ///< scratch of the device, bytes
+  bool stopped = false;    ///< asked to, before the last step
 };
 
 class RunLog {
@@ -59,7 +77,11 @@ class RunLog {
   void start(const RunStart& run);
   void step(const StepMetrics& metrics);
   void validation(const ValidationMetrics& metrics);
-  /// Once, after the last step.
+  void anomaly(const AnomalyRecord& anomaly);
+  void checkpoint(const CheckpointRecord& checkpoint);
+  /// The steps after this one will be done again: what was said of them is dropped.
+  void go_back(int64_t step);
+  /// Once, at the end.
   void finish(const RunEnd& end);
   /// A line for people only.
   void say(const std::string& text) { progress_.line(text); }
@@ -75,6 +97,8 @@ class RunLog {
   int ranks_ = 1;
 };
 
+/// Makes the folder where there is none; bad input where that cannot be.
+void make_run_folder(const std::string& folder);
 /// Makes the folder and writes recipe.toml there. A folder that cannot be written is bad input, and
 /// so is, unless `resume`, one that holds checkpoints or metrics of steps.
 void prepare_run_folder(const std::string& folder, const std::string& recipe_toml, bool resume);

@@ -1,9 +1,8 @@
 #include "model/huggingface/config.h"
 
 #include <string_view>
-#include <utility>
 
-#include "runtime/files/json.h"
+#include "model/huggingface/config_fields.h"
 
 namespace supra {
 namespace {
@@ -72,29 +71,23 @@ constexpr std::string_view harmless[] = {"_attn_implementation_autoset",
                                          "use_return_dict"};
 
 /// Fields that would change the numbers, with the only value that is computed here, as JSON.
-constexpr std::pair<std::string_view, std::string_view> fixed[] = {
+constexpr FixedField fixed[] = {
     {"add_cross_attention", "false"}, {"attention_bias", "false"},      {"attention_dropout", "0"},
     {"hidden_act", "\"silu\""},       {"is_encoder_decoder", "false"},  {"mlp_bias", "false"},
     {"partial_rotary_factor", "1"},   {"pretraining_tp", "1"},          {"pruned_heads", "{}"},
     {"rope_interleaved", "false"},    {"tie_encoder_decoder", "false"},
 };
 
-std::string parse_family(JsonReader& json) {
-  auto type = json.get<std::string>("model_type");
-  const std::string architecture = type == "llama"     ? "LlamaForCausalLM"
-                                   : type == "mistral" ? "MistralForCausalLM"
-                                                       : "";
-  if (architecture.empty()) {
-    fail_input("{}: model_type is '{}'; supra imports llama and mistral", json.source(), type);
-  }
-  if (json.has("architectures")) {
-    const Json listed = json.get<Json>("architectures");
-    if (listed != Json::array({architecture})) {
-      fail_input("{}: architectures is {}, must be [\"{}\"] for model_type '{}'", json.source(),
-                 listed.dump(), architecture, type);
+}  // namespace
+
+void check_fixed_fields(JsonReader& json, std::span<const FixedField> fields) {
+  for (const auto& [key, value] : fields) {
+    const std::string name(key);
+    if (json.has(name) && json.get<Json>(name) != Json::parse(value)) {
+      fail_input("{}: {} is {}; supra computes only {}", json.source(), name,
+                 json.get<Json>(name).dump(), value);
     }
   }
-  return type;
 }
 
 void refuse_unread(const JsonReader& json) {
@@ -104,6 +97,48 @@ void refuse_unread(const JsonReader& json) {
         "if it doesn't",
         json.source(), name);
   }
+}
+
+void check_the_rest(JsonReader& json) {
+  if (json.has("quantization_config")) {
+    fail_input("{}: has a quantization_config; import the unquantised weights", json.source());
+  }
+  for (const std::string_view name : harmless) json.has(std::string(name));
+  refuse_unread(json);
+}
+
+std::optional<int64_t> parse_token_id(JsonReader& json, const std::string& key) {
+  if (!json.has(key)) return {};
+  Json id = json.get<Json>(key);
+  if (id.is_array() && !id.empty()) id = Json(id[0]);
+  if (!id.is_number_integer()) fail_input("{}: {} must be a token id", json.source(), key);
+  return id.get<int64_t>();
+}
+
+std::optional<int64_t> parse_positions(JsonReader& json, const std::string& key) {
+  if (!json.has(key)) return {};
+  return json.get<int64_t>(key);
+}
+
+namespace {
+
+std::string parse_family(JsonReader& json) {
+  auto type = json.get<std::string>("model_type");
+  const std::string architecture = type == "llama"     ? "LlamaForCausalLM"
+                                   : type == "mistral" ? "MistralForCausalLM"
+                                                       : "";
+  if (architecture.empty()) {
+    fail_input("{}: model_type is '{}'; supra imports llama, mistral and openlm", json.source(),
+               type);
+  }
+  if (json.has("architectures")) {
+    const Json listed = json.get<Json>("architectures");
+    if (listed != Json::array({architecture})) {
+      fail_input("{}: architectures is {}, must be [\"{}\"] for model_type '{}'", json.source(),
+                 listed.dump(), architecture, type);
+    }
+  }
+  return type;
 }
 
 /// The scaling of rotary frequencies: `rope_scaling` (transformers 4) or `rope_parameters` (5).
@@ -186,35 +221,8 @@ int64_t parse_window(JsonReader& json, const Json& root, const ModelConfig& m) {
   return window;
 }
 
-/// The fields that only a single value is right for, and those that don't matter.
-void check_the_rest(JsonReader& json) {
-  for (const auto& [key, value] : fixed) {
-    const std::string name(key);
-    if (json.has(name) && json.get<Json>(name) != Json::parse(value)) {
-      fail_input("{}: {} is {}; supra computes only {}", json.source(), name,
-                 json.get<Json>(name).dump(), value);
-    }
-  }
-  if (json.has("quantization_config")) {
-    fail_input("{}: has a quantization_config; import the unquantised weights", json.source());
-  }
-  for (const std::string_view name : harmless) json.has(std::string(name));
-  refuse_unread(json);
-}
-
-std::optional<int64_t> parse_token_id(JsonReader& json, const std::string& key) {
-  if (!json.has(key)) return {};
-  Json id = json.get<Json>(key);
-  if (id.is_array() && !id.empty()) id = Json(id[0]);
-  if (!id.is_number_integer()) fail_input("{}: {} must be a token id", json.source(), key);
-  return id.get<int64_t>();
-}
-
-}  // namespace
-
-HfConfig parse_hf_config(const std::string& text, const std::string& source) {
-  const Json root = parse_json(text, source);
-  JsonReader json(root, source);
+/// A LlamaForCausalLM or MistralForCausalLM.
+HfConfig parse_llama_config(JsonReader& json, const Json& root) {
   HfConfig config;
   ModelConfig& m = config.model;
   m.family = parse_family(json);
@@ -232,7 +240,7 @@ HfConfig parse_hf_config(const std::string& text, const std::string& source) {
   } else {
     fail_input(
         "{}: hidden_size {} is no multiple of num_attention_heads {}, and there is no head_dim",
-        source, m.width, m.heads);
+        json.source(), m.width, m.heads);
   }
   m.ffn = json.get<int64_t>("intermediate_size");
   m.tied_head = json.get_or("tie_word_embeddings", false);
@@ -241,9 +249,86 @@ HfConfig parse_hf_config(const std::string& text, const std::string& source) {
   m.window = parse_window(json, root, m);
   config.eos_token_id = parse_token_id(json, "eos_token_id");
   config.bos_token_id = parse_token_id(json, "bos_token_id");
+  config.positions = parse_positions(json, "max_position_embeddings");
+  check_fixed_fields(json, fixed);
   check_the_rest(json);
-  validate(m);
   return config;
+}
+
+OrderedJson rope_scaling_of(const RopeConfig& rope) {
+  if (rope.llama3_factor != 0) {
+    return {{"rope_type", "llama3"},
+            {"factor", rope.llama3_factor},
+            {"low_freq_factor", rope.llama3_low_freq_factor},
+            {"high_freq_factor", rope.llama3_high_freq_factor},
+            {"original_max_position_embeddings", rope.llama3_original_positions}};
+  }
+  if (rope.scale != 1) return {{"rope_type", "linear"}, {"factor", rope.scale}};
+  return nullptr;
+}
+
+OrderedJson to_llama_config(const HfConfig& config) {
+  const ModelConfig& m = config.model;
+  if (m.rope.scale != 1 && m.rope.llama3_factor != 0) {
+    fail_input(
+        "rotary frequencies are scaled by llama3_factor {} and by {} on top, which the config.json "
+        "of a {} cannot say",
+        m.rope.llama3_factor, m.rope.scale, m.family);
+  }
+  if (m.rope.inv_freq != InvFreqRounding::fp32) {
+    fail_input(
+        "rotary frequencies are rounded to {}, which the config.json of a {} cannot say: "
+        "transformers computes them in fp32",
+        name_of(m.rope.inv_freq), m.family);
+  }
+  // A Llama has no window; a Mistral is a Llama with one.
+  const bool is_mistral = m.family == "mistral" || m.window > 0;
+  const char* architecture = is_mistral ? "MistralForCausalLM" : "LlamaForCausalLM";
+  OrderedJson json{{"architectures", OrderedJson::array({architecture})},
+                   {"model_type", is_mistral ? "mistral" : "llama"},
+                   {"vocab_size", m.vocabulary},
+                   {"hidden_size", m.width},
+                   {"intermediate_size", m.ffn},
+                   {"num_hidden_layers", m.layers},
+                   {"num_attention_heads", m.heads},
+                   {"num_key_value_heads", m.kv_heads},
+                   {"head_dim", m.head_width},
+                   {"hidden_act", "silu"},
+                   {"rms_norm_eps", m.norm_eps},
+                   {"rope_theta", m.rope.base},
+                   {"rope_scaling", rope_scaling_of(m.rope)},
+                   {"tie_word_embeddings", m.tied_head}};
+  if (is_mistral) {
+    json["sliding_window"] = m.window > 0 ? OrderedJson(m.window) : OrderedJson(nullptr);
+  } else {
+    json["attention_bias"] = json["mlp_bias"] = false;
+  }
+  if (config.positions) json["max_position_embeddings"] = *config.positions;
+  return json;
+}
+
+}  // namespace
+
+HfConfig parse_hf_config(const std::string& text, const std::string& source) {
+  const Json root = parse_json(text, source);
+  JsonReader json(root, source);
+  const bool is_openlm = json.has("model_type") && json.get<Json>("model_type") == "openlm";
+  HfConfig config = is_openlm ? parse_openlm_config(json) : parse_llama_config(json, root);
+  validate(config.model);
+  return config;
+}
+
+std::string to_hf_config(const HfConfig& config, DType dtype) {
+  const bool is_softmax = config.model.attention == Attention::softmax;
+  OrderedJson json = is_softmax ? to_llama_config(config) : to_openlm_config(config);
+  // Left out, these would be what transformers thinks is usual.
+  const auto id = [](std::optional<int64_t> v) {
+    return v ? OrderedJson(*v) : OrderedJson(nullptr);
+  };
+  json["bos_token_id"] = id(config.bos_token_id);
+  json["eos_token_id"] = id(config.eos_token_id);
+  json["torch_dtype"] = dtype == DType::bf16 ? "bfloat16" : "float32";
+  return json.dump(2) + "\n";
 }
 
 }  // namespace supra

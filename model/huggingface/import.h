@@ -18,10 +18,10 @@ struct ImportSummary {
   int64_t parameters;
 };
 
-/// Imports config.json and the safetensors of `folder` into the model file `output`, which appears
-/// when it is complete. `progress(done, total)` is called as parameters are written. Bad input: a
-/// field or tensor that is not understood, missing, extra or misshapen; an `output` that exists,
-/// without `overwrite`.
+/// Imports config.json and the safetensors of `folder`, a Llama, a Mistral or an OpenLM with linear
+/// attention, into the model file `output`, which appears when it is complete. `progress(done,
+/// total)` is called as parameters are written. Bad input: a field or tensor that is not
+/// understood, missing, extra or misshapen; an `output` that exists, without `overwrite`.
 ImportSummary import_hf(const std::string& folder, const std::string& output, bool overwrite,
                         const std::function<void(int64_t done, int64_t total)>& progress);
 

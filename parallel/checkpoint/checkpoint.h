@@ -1,10 +1,8 @@
 #pragma once
 // Checkpoints: a folder a step, `step-00001000/`, with one shard file per rank, `shard-0000.h5`,
-// written by the serial HDF5 library, and `index.h5`, whose virtual datasets show whole tensors
-// under their Hugging Face names. Files are written aside, synced and renamed, the index last: a
-// checkpoint without its index does not exist. docs/file-formats.md.
+// and `index.h5`, whose virtual datasets show whole tensors under their Hugging Face names. Here
+// they are read; writer.h writes them, catalog.h finds and checks them. docs/file-formats.md.
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,21 +22,13 @@ struct RunState {
   std::string commit;               ///< of the program
 };
 
-/// Collective. Returns the checkpoint's folder, `<run>/checkpoints/step-...`.
-std::string save_checkpoint(const std::string& run_folder, const ModelConfig& config,
-                            const RunState& state, ShardedParameters& parameters, Device& device,
-                            Communicator& communicator);
-
-/// The newest checkpoint of a run that has its index, or nothing.
-std::optional<std::string> latest_checkpoint(const std::string& run_folder);
-
-/// Reads the state; checks that the checkpoint's architecture is `config`, naming the first
-/// difference.
+/// Of a checkpoint given by its folder or by its index file. Checks that its architecture is
+/// `config`, naming the first difference.
 RunState read_run_state(const std::string& checkpoint, const ModelConfig& config);
 
-/// Fills master weights, moments and compute copies, each rank reading only its part. The number of
-/// ranks that wrote the checkpoint does not matter; what is trained and what is frozen must be as
-/// it was then.
+/// Fills master weights, moments and compute copies, each rank reading only its part: it opens the
+/// shard files that hold some of it, each once. The number of ranks that wrote the checkpoint does
+/// not matter; what is trained must have been trained then. Makes no collective calls.
 void load_checkpoint(const std::string& checkpoint, ShardedParameters& parameters, Device& device,
                      Communicator& communicator);
 

@@ -23,8 +23,9 @@ struct CheckpointOptions {
 struct CheckpointOutcome {
   int64_t step = 0;
   std::string folder;
-  std::string error;   ///< empty: it is written, and durable
-  double seconds = 0;  ///< from save() to the end
+  std::string error;    ///< empty: it is written, and durable
+  std::string warning;  ///< what else went wrong: older checkpoints that cannot be deleted
+  double seconds = 0;   ///< from save() to the end
   bool written() const { return error.empty(); }
 };
 
@@ -38,12 +39,14 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  /// Host bytes that a writer will take on this rank.
-  static size_t staging_bytes(const CheckpointOptions& options,
-                              const ShardedParameters& parameters);
+  /// Host bytes that a writer takes on a rank whose part of a checkpoint is this large: at most
+  /// that, at least a page.
+  static size_t staging_bytes(const CheckpointOptions& options, size_t state_bytes);
 
-  /// Collective. Begins a checkpoint of the weights as they are; none may be pending. A failure,
-  /// of the disk for one, is an outcome of a later poll().
+  /// Collective. Begins a checkpoint of the weights as they are; none may be pending. Returns when
+  /// the weights may change: at once after a copy, or, when the staging buffer is smaller than this
+  /// rank's part, when what does not fit has been written. A failure, of the disk for one, is an
+  /// outcome of a later poll().
   void save(const RunState& state);
   /// Whether one has begun whose outcome poll() has not returned: the same on all ranks.
   bool pending() const;

@@ -47,6 +47,25 @@ std::unique_ptr<Communicator> make_dry_communicator(int size, DeviceKind kind) {
   return std::make_unique<LoneCommunicator>(size, kind);
 }
 
+std::vector<std::string> gather_lines(Communicator& communicator,
+                                      const std::vector<std::string>& mine,
+                                      std::source_location where) {
+  std::string text;
+  for (const std::string& line : mine) text.append(line.c_str(), line.size() + 1);
+  const std::vector<size_t> sizes = communicator.gather_values(text.size(), where);
+  const size_t most = *std::max_element(sizes.begin(), sizes.end());
+  text.resize(most, '\0');
+  std::string all(most * sizes.size(), '\0');
+  communicator.all_gather_host(text.data(), most, all.data(), where);
+  std::vector<std::string> lines;
+  for (size_t r = 0; r < sizes.size(); ++r) {
+    for (size_t at = r * most; at < r * most + sizes[r]; at += lines.back().size() + 1) {
+      lines.emplace_back(all.c_str() + at);
+    }
+  }
+  return lines;
+}
+
 void together(Communicator& communicator, const std::function<void()>& work,
               std::source_location where) {
   constexpr int done = -1;

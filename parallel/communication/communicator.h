@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <source_location>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -75,6 +76,11 @@ std::unique_ptr<Communicator> make_single_communicator();
 /// Rank 0 of `size`, without the others: collectives do nothing. For measuring, on the dry device,
 /// the memory that the communicator of this kind of device needs.
 std::unique_ptr<Communicator> make_dry_communicator(int size, DeviceKind kind);
+
+/// All ranks' lines, in the order of ranks, on every rank.
+std::vector<std::string> gather_lines(Communicator& communicator,
+                                      const std::vector<std::string>& mine,
+                                      std::source_location where = std::source_location::current());
 
 /// An error that every rank throws: all end by themselves, and one speaks. what() is the whole
 /// report.

@@ -159,6 +159,8 @@ MpiSession::MpiSession() {
   int provided = 0;
   check_mpi(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
   SUPRA_CHECK(provided >= MPI_THREAD_FUNNELED, "the MPI library does not allow threads");
+  // Errors of nonblocking collectives are reported here, whatever communicator they are of.
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
   const Host host = survey_host();

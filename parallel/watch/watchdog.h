@@ -2,7 +2,7 @@
 // Notices when a run no longer goes on, says which rank does not come to which collective, and ends
 // every rank within a bounded time, with ExitCode::watchdog. Each rank records its last collectives
 // in a ring; a thread of each rank watches its own, and the ranks' threads talk over TCP
-// connections of their own, which do not depend on what is stuck. docs/operations.md.
+// connections of their own, which do not depend on what is stuck. docs/watchdog.md.
 
 #include <chrono>
 #include <memory>
@@ -22,7 +22,7 @@ struct WatchdogOptions {
 
 class Watchdog {
  public:
-  /// Collective: connects the ranks' watchdogs. `host` must outlive it.
+  /// Collective: connects the ranks' watchdogs. `host` is used by this call alone.
   Watchdog(const WatchdogOptions& options, Communicator& host);
   /// Leaves in good order: the others know that this rank has ended as it should.
   ~Watchdog();
@@ -38,8 +38,10 @@ class Watchdog {
   /// Nothing is expected to end in time from now on, until the next begin().
   void pause();
 
-  /// Before this rank ends by an error of its own: gathers the rings and returns what they show,
-  /// "rank 3 has not entered all_gather #1842 of block.17/trained; ...", or nothing if they agree.
+  /// Before this rank ends by an error of its own: gathers the rings and returns how their calls
+  /// differ, "rank 3 (n2) has not entered all_gather #1842 of block.17/trained (mpi), as ...", or
+  /// nothing if they agree. Takes seconds at most. This rank must end then, and all others with it:
+  /// the watchdog ends them after a while where nobody else does.
   std::string explain();
 
  private:

@@ -10,6 +10,7 @@
 #include <variant>
 #include <vector>
 
+#include "runtime/files/memory_file.h"
 #include "runtime/tensor.h"
 
 namespace supra::hdf5 {
@@ -34,6 +35,9 @@ std::string_view name_of(Type t);
 size_t size_of(Type t);  ///< bytes; 0 for `other`
 bool is_integer(Type t);
 
+/// Whether several threads may use the library at once, with files of their own each.
+bool is_threadsafe();
+
 struct DatasetInfo {
   std::string name;  ///< path inside the file, "/" first
   std::vector<int64_t> shape;
@@ -46,6 +50,10 @@ class File {
  public:
   static File open(const std::string& path);    ///< read-only; no file, no HDF5: bad input
   static File create(const std::string& path);  ///< truncates
+  /// In memory, after as many bytes as HDF5 calls a user block: none, or a power of two from 512
+  /// on.
+  static File create(const MemoryFile& image, size_t user_block = 0);
+  static File modify(const MemoryFile& image);  ///< to add to what is there
   File(File&&) noexcept;
   File& operator=(File&&) noexcept;
   ~File();
@@ -65,6 +73,9 @@ class File {
   void read(const std::string& dataset, Type type, int64_t begin, int64_t count, void* out) const;
   /// Creates a contiguous dataset (and the groups above it) without writing it.
   void create_dataset(const std::string& dataset, Type type, const std::vector<int64_t>& shape);
+  /// Creates a 1-D dataset, to be filled by someone else: returns the byte of the file where its
+  /// first element lies. The others follow it.
+  uint64_t place_dataset(const std::string& dataset, Type type, int64_t size);
   /// Creates a 1-D chunked dataset that grows, in chunks of `chunk` elements.
   void create_growing(const std::string& dataset, Type type, int64_t chunk);
   /// Writes `count` elements, given as `type`, at `begin` counted row-major. A growing dataset

@@ -123,7 +123,7 @@ File::Attribute File::get(const std::string& object, const std::string& name) co
 
 bool File::has(const std::string& object, const std::string& name) const {
   return exists(object) &&
-         H5Aexists_by_name(handle_->id, object.c_str(), name.c_str(), H5P_DEFAULT) > 0;
+         H5Aexists_by_name(handle_->id, object.c_str(), name.c_str(), within_file()) > 0;
 }
 
 std::vector<std::string> File::attributes(const std::string& object) const {

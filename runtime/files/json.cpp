@@ -4,22 +4,30 @@
 #include <fstream>
 #include <utility>
 
+#include "runtime/printable.h"
+
 namespace supra {
 
 Json parse_json(std::string_view text, const std::string& source) {
+  constexpr int deepest = 64;  // printing, copying and comparing recurse
   std::vector<std::set<std::string>> keys;
-  const auto refuse_duplicates = [&](int, Json::parse_event_t event, Json& value) {
+  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
+    if (depth > deepest)
+      fail_input("{} nests objects and lists more than {} deep", source, deepest);
     if (event == Json::parse_event_t::object_start) keys.emplace_back();
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key) {
       const auto& key = value.get_ref<const std::string&>();
+      if (printable(key) != key) {
+        fail_input("{}: '{}' has control characters", source, printable(key));
+      }
       if (!keys.back().insert(key).second) fail_input("{}: '{}' appears twice", source, key);
     }
     return true;
   };
   try {
-    return Json::parse(text, refuse_duplicates);
-  } catch (const Json::parse_error& e) {
+    return Json::parse(text, check);
+  } catch (const Json::exception& e) {
     fail_input("{} is not valid JSON: {}", source, e.what());
   }
 }

@@ -17,7 +17,9 @@ namespace supra {
 
 using Json = nlohmann::json;
 
-/// Text that is no JSON, or says a key twice, is bad input; `source` is what the error calls it.
+/// Text that is no JSON, says a key twice, has control characters in one or nests deeper than 64
+/// is bad input; `source` is what
+/// the error calls it.
 Json parse_json(std::string_view text, const std::string& source);
 
 /// A whole text file; one that is not there or larger than `limit` bytes is bad input.

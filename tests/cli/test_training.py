@@ -1,5 +1,6 @@
 """Training from the command line: the same losses on any number of ranks, after any stop."""
 
+import json
 import shutil
 import subprocess
 
@@ -43,7 +44,7 @@ def three_ranks(train_tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_ranks(train_tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("four") / "run"
-    train_tiny(folder, ranks=4)
+    train_tiny(folder, f"checkpoint.every={STOP}", ranks=4)
     return folder
 
 
@@ -100,12 +101,12 @@ def test_a_resumed_run_gives_the_bits_of_one_that_never_stopped(two_ranks, train
     assert same_tensors(checkpoint(run, STEPS), checkpoint(two_ranks, STEPS))
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_a_run_resumes_on_other_ranks(ranks, two_ranks, train_tiny, tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
+def test_a_run_resumes_on_other_ranks(ranks, four_ranks, train_tiny, tmp_path):
     """By the path of a checkpoint, in a folder of its own."""
-    train_tiny(tmp_path / "run", f"run.resume={checkpoint(two_ranks, STOP)}", ranks=ranks)
+    train_tiny(tmp_path / "run", f"run.resume={checkpoint(four_ranks, STOP)}", ranks=ranks)
     after = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
-    assert relative_difference(after, losses(two_ranks)[STOP:]) < TOLERANCE
+    assert relative_difference(after, losses(four_ranks)[STOP:]) < TOLERANCE
 
 
 def test_resuming_a_finished_run_changes_nothing(one_rank, train_tiny, tmp_path):
@@ -219,6 +220,41 @@ def test_other_programs_read_a_checkpoint(two_ranks, tmp_path):
     assert "/model/model.layers.1.self_attn.q_proj.weight Dataset {64, 64}" in listed
     dumped = said_by("h5dump", "-d", "/model/model.norm.weight", index, folder=tmp_path)
     assert f"{values[0]:.6g}"[:6] in dumped
+    shard = index.with_name("shard-0001.h5")
+    with h5py.File(index) as whole, h5py.File(shard) as file:
+        label = f"supra-shard 2, shard 1 of checkpoint {whole.attrs['checkpoint_id']}\n"
+        assert shard.read_bytes().startswith(label.encode())
+        assert file.attrs["rank"] == 1
+        part = file["block.0/trained/first_moment"][:]
+    assert np.all(np.isfinite(part)) and np.any(part != 0)
+    listed = said_by("h5ls", "-r", shard, folder=tmp_path)
+    assert f"/block.0/trained/parameter Dataset {{{len(part)}}}" in listed
+    dumped = said_by("h5dump", "-d", "/block.0/trained/first_moment", shard, folder=tmp_path)
+    assert f"( {len(part)} ) / ( {len(part)} )" in dumped
+
+
+def test_the_layout_of_a_checkpoint_leads_to_its_tensors(two_ranks):
+    folder = checkpoint(two_ranks, STEPS)
+    seal, rest = (folder / "index.h5").read_bytes()[:512], (folder / "index.h5").stat().st_size
+    title, version, sealed, unit, checksum = seal.rstrip(b"\0").split()
+    assert (title, version, unit) == (b"supra-seal", b"1", b"bytes")
+    assert int(sealed) == rest - 512 and len(checksum) == 16
+    with h5py.File(folder / "index.h5") as file:
+        layout = json.loads(file.attrs["layout"])
+        whole = {name: data[:].ravel() for name, data in file["model"].items()}
+    shards = [path.read_bytes() for path in sorted(folder.glob("shard-*.h5"))]
+    assert [len(shard) for shard in shards] == [shard["bytes"] for shard in layout["shards"]]
+    for tensor in layout["tensors"]:
+        region = layout["regions"][tensor["region"]]
+        weights = region["datasets"][0]
+        assert (weights["name"], weights["type"]) == ("parameter", "fp32")
+        parts = [
+            np.frombuffer(shard, "<f4", region["shard_size"], weights["position"])
+            for shard in shards
+        ]
+        first = tensor["offset"]
+        found = np.concatenate(parts)[first : first + tensor["size"]]
+        assert np.array_equal(found, whole[tensor["name"]])
 
 
 def test_bf16_is_shown_as_numbers(supra, fixtures, tmp_path):

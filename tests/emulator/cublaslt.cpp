@@ -296,7 +296,7 @@ void multiply(const Problem& p, const Operands& x, bool halves) {
 /// Makes the algorithms differ in time, where products are large enough that one may time them.
 void linger(const Problem& p, uint32_t algorithm) {
   constexpr int64_t large = 1 << 16;
-  constexpr int milliseconds[algorithms] = {8, 0, 4};
+  constexpr int milliseconds[algorithms] = {40, 0, 4};  // more than a busy host adds
   if (p.m() * p.n() * p.d.batch < large) return;
   std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds[algorithm]));
 }

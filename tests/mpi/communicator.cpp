@@ -197,3 +197,17 @@ TEST_CASE("together: when any rank fails, all fail with the first such rank's er
   together(*c, [&] { ++done; });
   CHECK(done == 1);
 }
+
+TEST_CASE("lines of all ranks come together in the order of ranks, however many each has") {
+  const auto c = make_mpi_communicator();
+  const auto lines_of = [](int rank) {
+    std::vector<std::string> lines;
+    for (int i = 0; i < rank % 3; ++i) lines.push_back(std::string(static_cast<size_t>(i), 'x'));
+    return lines;
+  };
+  std::vector<std::string> expected;
+  for (int r = 0; r < c->size(); ++r) {
+    for (const std::string& line : lines_of(r)) expected.push_back(line);
+  }
+  CHECK(gather_lines(*c, lines_of(c->rank())) == expected);
+}

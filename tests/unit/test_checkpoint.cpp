@@ -6,7 +6,8 @@
 #include <doctest/doctest.h>
 
 #include "model/model_file.h"
-#include "parallel/checkpoint/checkpoint.h"
+#include "parallel/checkpoint/catalog.h"
+#include "parallel/checkpoint/writer.h"
 #include "tests/unit/small_model.h"
 #include "tests/unit/temporary_folder.h"
 
@@ -50,7 +51,12 @@ struct Trainee : SmallEngine {
     }
   }
   std::string save(const std::string& folder) {
-    return save_checkpoint(folder, config, state, parameters(), *device, *alone);
+    CheckpointWriter writer({.run_folder = folder}, config, parameters(), *device, *alone);
+    writer.save(state);
+    const auto outcome = writer.wait();
+    REQUIRE(outcome);
+    CHECK(outcome->error == "");
+    return outcome->folder;
   }
   void resume(const std::string& checkpoint) {
     state = read_run_state(checkpoint, config);
@@ -121,26 +127,6 @@ TEST_CASE("checkpoint: its index is a model file with whole tensors under their 
     check("/optimizer/first_moment/" + p.spec->name, r.first_moment);
     check("/optimizer/second_moment/" + p.spec->name, r.second_moment);
   }
-}
-
-TEST_CASE("checkpoint: the latest is the highest step that has an index") {
-  const TemporaryFolder folder;
-  CHECK_FALSE(latest_checkpoint(folder.path()));
-  CHECK_FALSE(latest_checkpoint(folder / "missing"));
-  Trainee run;
-  const std::string zeroth = run.save(folder.path());
-  run.state.step = 12;
-  const std::string twelfth = run.save(folder.path());
-  for (const std::string name :
-       {"step-00000099", "step-00000100.tmp", "step-x", "step-", "step-99999999999999999999"}) {
-    fs::create_directories(folder.path() + "/checkpoints/" + name);
-  }
-  for (const std::string name : {"step-00000100.tmp", "step-x"}) {
-    fs::copy(twelfth + "/index.h5", folder.path() + "/checkpoints/" + name + "/index.h5");
-  }
-  CHECK(latest_checkpoint(folder.path()) == twelfth);
-  fs::remove(twelfth + "/index.h5");
-  CHECK(latest_checkpoint(folder.path()) == zeroth);
 }
 
 TEST_CASE("checkpoint: a step saved again replaces the one before, whole") {

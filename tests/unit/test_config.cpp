@@ -1,7 +1,10 @@
+#include <limits>
+
 #include <nlohmann/json.hpp>
 
 #include "model/config.h"
 #include "model/huggingface/config.h"
+#include "model/parameters.h"
 #include "tests/unit/temporary_folder.h"
 
 using namespace supra;
@@ -102,6 +105,7 @@ TEST_CASE("config: sizes that make no model are refused by name") {
   refused([](ModelConfig& c) { c.layers = 1 << 30; }, "layers");
   refused([](ModelConfig& c) { c.kv_heads = 5; }, "32 heads are no multiple of 5 kv_heads");
   refused([](ModelConfig& c) { c.kv_heads = 64; }, "kv_heads is 64");
+  refused([](ModelConfig& c) { c.heads = c.kv_heads = 1 << 16; }, "heads * head_width");
   refused([](ModelConfig& c) { c.head_width = 63; }, "head_width is 63, must be even");
   refused([](ModelConfig& c) { c.window = -1; }, "window");
   refused([](ModelConfig& c) { c.norm_eps = 0; }, "norm_eps");
@@ -109,6 +113,20 @@ TEST_CASE("config: sizes that make no model are refused by name") {
   refused([](ModelConfig& c) { c.rope.scale = -1; }, "rope.scale");
   refused([](ModelConfig& c) { c.rope.llama3_low_freq_factor = 9; }, "llama3_high_freq_factor");
   refused([](ModelConfig& c) { c.linear.eps = -1; }, "linear.eps");
+}
+
+TEST_CASE("config: the bytes of the largest model that is allowed can be counted") {
+  ModelConfig c = unusual_config();
+  c.attention = Attention::linear;
+  c.vocabulary = int64_t{1} << 30;
+  c.width = c.ffn = int64_t{1} << 20;
+  c.layers = 10000;
+  c.heads = c.kv_heads = 1 << 10;
+  c.head_width = 1 << 10;
+  validate(c);
+  const int64_t parameters = count_parameters(describe_parameters(c));
+  CHECK(parameters > int64_t{1} << 56);
+  CHECK(parameters < std::numeric_limits<int64_t>::max() / 16);  // master, moments and gradient
 }
 
 TEST_CASE("hf config: a llama with the defaults of transformers") {
@@ -200,5 +218,15 @@ TEST_CASE("hf config: what would change the numbers is refused by name") {
     json c = llama;
     c.erase(key);
     CHECK(contains(bad_input([&] { parse(c); }), std::string("has no '") + key));
+  }
+}
+
+TEST_CASE("hf config: JSON that is valid but unbounded is refused") {
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  for (const std::string& value : {std::string("1e999"), deep}) {
+    CAPTURE(value.size());
+    const std::string text = R"({"model_type": "llama", "vocab_size": )" + value + "}";
+    CHECK_THROWS_AS(parse_hf_config(text, "config.json"), Error);
+    CHECK_THROWS_AS(model_config_from_json(text, "model.h5"), Error);
   }
 }

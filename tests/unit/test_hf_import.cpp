@@ -208,7 +208,7 @@ TEST_CASE("model file: an index answers for its shards") {
     index.set("/", "checkpoint_id", std::string("abc"));
   }
   const auto shard = [&](int i, const std::string& id) {
-    hdf5::File::create(folder / fmt::format("shard-{:04}.h5", i)).set("/", "checkpoint_id", id);
+    write_file(folder / shard_file(i), shard_label(id, i) + "\n");
   };
   const auto refused = [&](const std::string& part) {
     const std::string message = bad_input([&] { ModelFile model(folder.path()); });
@@ -217,7 +217,7 @@ TEST_CASE("model file: an index answers for its shards") {
   shard(0, "abc");
   refused("shard-0001.h5, which is missing");
   shard(1, "def");
-  refused("shard-0001.h5 belongs to checkpoint def");
+  refused("shard-0001.h5 says it is 'supra-shard 2, shard 1 of checkpoint def'");
   shard(1, "abc");
   CHECK(ModelFile(folder.path()).config() == c);
 }

@@ -173,7 +173,7 @@ TEST_CASE("run log: without a terminal each step is a plain line") {
   const std::vector<std::string> lines = lines_of(out.str());
   REQUIRE(lines.size() == 5);
   CHECK(lines[0] == "2 ranks, cpu, 1 thread");
-  CHECK(lines[1] == "1000 parameters, 10 trained; 1.50 KiB a rank");
+  CHECK(lines[1] == "1000 parameters, 10 trained; 1.50 KiB a rank, and 0 B to stage checkpoints");
   CHECK(lines[2] ==
         "step  120/1000  loss 3.4121  z 0.012  grad 0.83  lr 2.90e-05  1234 tok/s  617 tok/s/rank  "
         "eta 0:00:00");
