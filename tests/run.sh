@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Every test of the project, set-up included: bash tests/run.sh [--preset release|debug|asan]
-# With the preset release also the CUDA device: on the emulated GPU, and compiled where nvcc is found.
+# Every test of the project, set-up included: bash tests/run.sh [--preset release|debug|asan] [--long]
+# With the preset release also runs on emulated hosts under Slurm, and the CUDA device: on the emulated
+# GPU, and compiled where nvcc is found. --long adds what takes minutes: all the faults that a run on a
+# cluster has to survive (build/faults.json), exports in PyTorch, fuzzing.
 # Ends with the line "N passed, N failed"; the exit code is 0 when none failed.
 set -uo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
 cd "$root"
 
 preset=release
+long=()
 while (($#)); do
   case $1 in
     --preset) preset=${2:?--preset needs a name}; shift 2 ;;
-    *) fail "unknown option $1; usage: bash tests/run.sh [--preset release|debug|asan]" ;;
+    --long) long=(--long --report build/faults.json); shift ;;
+    *) fail "unknown option $1; usage: bash tests/run.sh [--preset release|debug|asan] [--long]" ;;
   esac
 done
 
 setup_packages
+setup_cluster_packages
 setup_python
 setup_build "$preset"
 mpi_environment
@@ -24,22 +29,28 @@ export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 
 passed=0
 failed=0
+skipped=0
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
-# report NAME STATUS SECONDS LOG: adds up what a doctest or pytest program found; shows the output of a failure.
+# report NAME STATUS SECONDS LOG: adds up what a doctest or pytest program found; shows the output of a failure,
+# and why tests were skipped.
 report() {
-  local name=$1 status=$2 seconds=$3 log=$4 good bad
+  local name=$1 status=$2 seconds=$3 log=$4 good bad left
   # doctest's "test cases: 9 | 8 passed | 1 failed", pytest's "1 failed, 8 passed, 1 error"
   good=$(tail -5 "$log" | grep -aoE '[0-9]+ passed' | head -1 | tr -dc 0-9)
   bad=$(tail -5 "$log" | grep -aoE '[0-9]+ (failed|error)' | head -1 | tr -dc 0-9)
-  : "${good:=0}" "${bad:=0}"
+  # pytest's only: doctest calls skipped what a filter leaves out.
+  left=$(tail -5 "$log" | grep -a ' in [0-9.]*s' | grep -aoE '[0-9]+ skipped' | tr -dc 0-9)
+  : "${good:=0}" "${bad:=0}" "${left:=0}"
   # A program that dies, or that runs nothing, is a failure whatever it counted.
-  if ((bad == 0 && (status != 0 || good == 0))); then bad=1; fi
+  if ((bad == 0 && (status != 0 || good + left == 0))); then bad=1; fi
   if ((bad)); then cat "$log"; fi
+  if ((left)); then sed -n 's/^SKIPPED.*\.py:[0-9]*: /skipped: /p' "$log" | sort -u; fi
   printf '%-28s %4d passed %4d failed  %4d s\n' "$name" "$good" "$bad" "$seconds"
   passed=$((passed + good))
   failed=$((failed + bad))
+  skipped=$((skipped + left))
 }
 
 # begin NAME COMMAND...: starts a test program beside the others; `finish` waits for all of them and reports.
@@ -74,6 +85,12 @@ done
 count "command line" "$python" -m pytest -q -p no:cacheprovider tests/cli --ignore=tests/cli/test_cuda.py
 
 if [[ $preset == release ]]; then
+  count "runs on a cluster" "$python" -m pytest -q -rs -p no:cacheprovider tests/cluster "${long[@]}"
+  if ((${#long[@]})); then
+    count "exports in PyTorch" bash tests/long/export_torch.sh
+    count "fuzzing" bash -c 'bash tests/fuzz/run.sh && echo "1 passed"'
+  fi
+
   setup_build emulated unit_tests mpi_tests op_runner supra
   export SUPRA_BUILD=build/emulated
   on_gpu=(env SUPRA_TEST_DEVICE=cuda)
@@ -107,5 +124,6 @@ if [[ $preset == release ]]; then
   fi
 fi
 
+if ((skipped)); then printf '%d skipped, for the reasons above\n' "$skipped"; fi
 printf '%d passed, %d failed\n' "$passed" "$failed"
 ((failed == 0))
