@@ -9,7 +9,6 @@
 #include "launch/recipe/options.h"
 #include "model/flops.h"
 #include "optim/schedule.h"
-#include "parallel/checkpoint/catalog.h"
 #include "parallel/communication/nccl_communicator.h"
 #include "parallel/load_weights.h"
 #include "parallel/preflight/check_nodes.h"
@@ -82,11 +81,12 @@ ExitCode Run::train() {
     if (stopped || due(recipe_.checkpoint.every)) save();
   }
   wait_for_checkpoint();
-  if (last_checkpoint_ != state_.step) {
+  const int64_t kept = last_checkpoint_ ? last_checkpoint_->step : 0;
+  if (kept != state_.step) {
     throw AgreedError(ExitCode::internal,
                       fmt::format("there is no checkpoint of step {}, the last one: what was done "
                                   "since step {} is lost. Make room, then resume",
-                                  state_.step, std::max<int64_t>(0, last_checkpoint_)));
+                                  state_.step, kept));
   }
   finish(stopped);
   return stopped ? ExitCode::requeue : ExitCode::done;
@@ -186,8 +186,8 @@ void Run::load_state(const std::string& checkpoint) {
   state_ = read_run_state(checkpoint, config_);
   check_resumption(recipe_, state_, windows);
   guard_->restore(state_.losses);
-  last_good_ = checkpoint;
-  last_checkpoint_ = saved_step_ = state_.step;
+  last_checkpoint_ = CheckpointEntry{checkpoint, state_.step};
+  saved_step_ = state_.step;
 }
 
 /// Ranks that read different files would train on different things without noticing.
@@ -379,17 +379,18 @@ void Run::pass_over(const Anomaly& anomaly) {
 void Run::go_back() {
   wait_for_checkpoint();
   watchdog_->pause();  // re-reading a checkpoint takes as long as it takes
-  if (last_good_.empty()) {
+  if (!last_checkpoint_) {
     throw AgreedError(ExitCode::not_finite,
                       fmt::format("step {}: the run is to roll back to its last checkpoint, and "
                                   "has none yet; set a smaller checkpoint.every",
                                   state_.step + 1));
   }
-  require_whole(last_good_);
+  const std::string checkpoint = last_checkpoint_->folder;
+  require_whole(checkpoint);
   together(*communicator_, [&] {
-    load_state(last_good_);
+    load_state(checkpoint);
     engine_->parameters().forget_gathered();
-    load_checkpoint(last_good_, engine_->parameters(), *device_, *communicator_);
+    load_checkpoint(checkpoint, engine_->parameters(), *device_, *communicator_);
     if (leader()) log_->go_back(state_.step);
   });
   open_sample_log();
@@ -455,8 +456,7 @@ void Run::log_outcome(const CheckpointOutcome& outcome) {
 void Run::note(const CheckpointOutcome& outcome) {
   log_outcome(outcome);
   if (outcome.written()) {
-    last_good_ = outcome.folder;
-    last_checkpoint_ = outcome.step;
+    last_checkpoint_ = CheckpointEntry{outcome.folder, outcome.step};
     return;
   }
   if (saved_step_ == outcome.step) saved_step_ = -1;

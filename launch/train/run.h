@@ -3,6 +3,7 @@
 // before anything is computed or written; what goes wrong later goes wrong on all ranks together.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "launch/train/step_guard.h"
 #include "launch/train/stop_signal.h"
 #include "model/model_file.h"
+#include "parallel/checkpoint/catalog.h"
 #include "parallel/checkpoint/writer.h"
 #include "parallel/communication/mpi_communicator.h"
 #include "parallel/data/sample_order.h"
@@ -100,9 +102,8 @@ class Run final : public RankProgram {
   int64_t steps_ = 0;
   std::string resume_;  ///< the checkpoint gone on from; empty: none
   RunState state_;
-  int64_t saved_step_ = -1;       ///< of the last checkpoint begun or gone on from
-  std::string last_good_;         ///< the last checkpoint written or gone on from; empty: none
-  int64_t last_checkpoint_ = -1;  ///< its step
+  int64_t saved_step_ = -1;  ///< of the last checkpoint begun or gone on from
+  std::optional<CheckpointEntry> last_checkpoint_;  ///< written or gone on from
   double peak_flops_ = 0, flops_per_token_ = 0;
   MemoryPlan plan_;
   std::unique_ptr<Arena> arena_;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <fstream>
 #include <map>
 #include <thread>
 
@@ -14,7 +13,6 @@
 #include "parallel/preflight/bounded_messages.h"
 #include "parallel/preflight/measure_host.h"
 #include "parallel/preflight/measure_links.h"
-#include "runtime/files/durable.h"
 #include "runtime/memory_rate.h"
 #include "runtime/product_rate.h"
 
@@ -28,15 +26,6 @@ Text to_text(const std::string& s) {
   Text text{};
   s.copy(text.data(), text.size() - 1);
   return text;
-}
-
-void blame_host(const std::string& run_folder, const std::string& host, const std::string& reason) {
-  const std::string path = run_folder + "/blamed-nodes";
-  std::ofstream file(path, std::ios::app);
-  file << host << '\t' << reason << '\n' << std::flush;
-  if (!file) fail_input("can't write {}", path);
-  file.close();
-  sync_to_disk(path);
 }
 
 /// The best rate that `measure` finds in the second half of some time: by then a device that

@@ -39,6 +39,10 @@ class Id {
 /// What went wrong, from the innermost entry of HDF5's error stack. Ask before any other HDF5 call.
 std::string last_message();
 
+/// HDF5's identifier of a type, the library's own, not to be closed; and which type one is.
+hid_t id_of(Type t);
+Type type_of_id(hid_t id);
+
 /// How files are opened and made: without HDF5's own messages and plug-ins; locked where the file
 /// system can, and not where it can't; in the format of HDF5 1.10, which has checksums of all that
 /// describes the data, but for strings of variable length.
