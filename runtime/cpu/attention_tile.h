@@ -86,6 +86,7 @@ class TileMemory {
     taken_ += (floats + 15) / 16 * 16;
     return p;
   }
+  uint32_t* words(int64_t count) { return reinterpret_cast<uint32_t*>(take(count)); }
   int64_t taken() const { return taken_; }
 
  private:

@@ -119,12 +119,16 @@ std::vector<Op> test_cases() {
 }
 
 std::vector<Op> bench_cases() {
-  return {
-      softmax_attention(
-          {.tokens = 1024, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4}),
-      softmax_attention(
-          {.tokens = 2048, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4}),
-  };
+  std::vector<Op> ops;
+  for (const int64_t tokens : {2048, 8192}) {
+    for (const int64_t d : {64, 128}) {
+      ops.push_back(softmax_attention(
+          {.tokens = tokens, .heads = 9, .kv_heads = 3, .head_width = d, .rope_base = 1e4}));
+    }
+  }
+  ops.push_back(softmax_attention(
+      {.tokens = 2048, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4}));
+  return ops;
 }
 
 Op from_input(const OpInput& input) {
