@@ -55,24 +55,6 @@ void transpose_in_place(float* state, const Sizes& s) {
   }
 }
 
-template <class Tiles>
-int64_t floats_of(const Sizes& s) {
-  TileMemory counter;
-  Tiles(counter, s);
-  return counter.taken();
-}
-
-template <class Tiles>
-std::vector<Tiles> carve(int64_t count, const Sizes& s, float*& memory) {
-  std::vector<Tiles> tiles;
-  for (int64_t i = 0; i < count; ++i) {
-    TileMemory mine(memory);
-    tiles.emplace_back(mine, s);
-    memory += mine.taken();
-  }
-  return tiles;
-}
-
 /// Where links of a chain's chunks begin and end.
 struct Links {
   int64_t chunks, count;
@@ -165,10 +147,8 @@ void CpuOps::linear_attention_backward(const LinearAttentionBackward& op) {
   const LinearAttentionKernels& kernels = kernels_for(op.q);
   const Sizes s(op.q, op.k, op.params.normalization, kernels.k_per_word);
   const std::vector<Decay> decays = decays_of(op.params, s);
-  // The states before all chunks are kept, of as many chains at once as fit 256 MiB.
   const int64_t per_chain = s.group * (floats_of<State>(s) + floats_of<Saved>(s));
-  const int64_t fitting = (int64_t{64} << 20) / per_chain / threads_ * threads_;
-  const int64_t at_once = std::min(s.chains, std::max<int64_t>(fitting, threads_));
+  const int64_t at_once = chains_at_once(threads_, s.chains, per_chain);
   float* memory = scratch_.get<float>(at_once * per_chain + threads_ * floats_of<Tiles>(s));
   const std::vector<State> states = carve<State>(at_once * s.group, s, memory);
   const std::vector<Saved> saved = carve<Saved>(at_once * s.group, s, memory);

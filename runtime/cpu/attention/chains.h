@@ -2,6 +2,7 @@
 // Work in which each piece goes on from where the one before it ended, several such chains side by
 // side.
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -9,6 +10,12 @@
 #include <omp.h>
 
 namespace supra::cpu {
+
+/// How many chains to hold at once whose memory grows with T: what fits 256 MiB, but one a thread.
+inline int64_t chains_at_once(int threads, int64_t chains, int64_t floats_of_chain) {
+  const int64_t fitting = (int64_t{64} << 20) / floats_of_chain / threads * threads;
+  return std::min(chains, std::max<int64_t>(fitting, threads));
+}
 
 /// Links of each chain, so that threads end together. It only decides who computes what.
 inline int64_t links_for(int threads, int64_t chains, int64_t most) {

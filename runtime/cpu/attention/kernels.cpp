@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -28,6 +29,9 @@ constexpr int lanes = 4;
 #include "runtime/cpu/attention/tiles.inc"
 
 #include "runtime/cpu/attention/linear_attention.inc"
+
+#include "runtime/cpu/attention/softmax_attention.inc"
+
 #include "runtime/cpu/attention/isa.inc"
 }  // namespace portable
 
@@ -41,6 +45,9 @@ constexpr int lanes = 8;
 #include "runtime/cpu/attention/tiles.inc"
 
 #include "runtime/cpu/attention/linear_attention.inc"
+
+#include "runtime/cpu/attention/softmax_attention.inc"
+
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx2
@@ -55,6 +62,9 @@ constexpr int lanes = 16;
 #include "runtime/cpu/attention/tiles.inc"
 
 #include "runtime/cpu/attention/linear_attention.inc"
+
+#include "runtime/cpu/attention/softmax_attention.inc"
+
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx512
@@ -69,6 +79,9 @@ constexpr int lanes = 16;
 #include "runtime/cpu/attention/tiles.inc"
 
 #include "runtime/cpu/attention/linear_attention.inc"
+
+#include "runtime/cpu/attention/softmax_attention.inc"
+
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx512_bf16
