@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "runtime/cpu/cpu_device.h"
-#include "runtime/cpu/exp.h"
+#include "runtime/cpu/elementwise_kernels.h"
 #include "runtime/cpu/parallel.h"
 #include "runtime/cpu/simd.h"
 
@@ -70,41 +70,6 @@ void add_blocks(int threads, Scratch& scratch, const Tensor& x, const Tensor& to
   for (int64_t b = 0; b < blocks; ++b) t += partial[b];
 }
 
-template <class T>
-SUPRA_INLINE void swiglu_forward_block(const T* gate, const T* up, T* y, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = float(gate[i]);
-    y[i] = T(g / (1 + exp_fp32(-g)) * float(up[i]));
-  }
-}
-
-template <class T>
-SUPRA_INLINE void swiglu_backward_block(const T* gate, const T* up, const T* dy, T* dgate, T* dup,
-                                        int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const float g = float(gate[i]), u = float(up[i]), d = float(dy[i]);
-    const float sigmoid = 1 / (1 + exp_fp32(-g));
-    const float silu = g * sigmoid;
-    dgate[i] = T(d * u * (sigmoid + silu * (1 - sigmoid)));
-    dup[i] = T(d * silu);
-  }
-}
-
-SUPRA_KERNEL void swiglu_forward_fp32(const float* gate, const float* up, float* y, int64_t n) {
-  swiglu_forward_block(gate, up, y, n);
-}
-SUPRA_KERNEL void swiglu_forward_bf16(const bf16* gate, const bf16* up, bf16* y, int64_t n) {
-  swiglu_forward_block(gate, up, y, n);
-}
-SUPRA_KERNEL void swiglu_backward_fp32(const float* gate, const float* up, const float* dy,
-                                       float* dgate, float* dup, int64_t n) {
-  swiglu_backward_block(gate, up, dy, dgate, dup, n);
-}
-SUPRA_KERNEL void swiglu_backward_bf16(const bf16* gate, const bf16* up, const bf16* dy,
-                                       bf16* dgate, bf16* dup, int64_t n) {
-  swiglu_backward_block(gate, up, dy, dgate, dup, n);
-}
-
 }  // namespace
 
 void CpuOps::zero(const Tensor& t) {
@@ -153,29 +118,24 @@ void CpuOps::add_sum_squares(const Tensor& x, const Tensor& total) {
 }
 
 void CpuOps::swiglu_forward(const Tensor& gate, const Tensor& up, const Tensor& y) {
-  parallel_blocks(threads_, gate.numel(), block_size, [&](int64_t begin, int64_t end) {
-    if (gate.dtype() == DType::bf16) {
-      swiglu_forward_bf16(gate.data<bf16>() + begin, up.data<bf16>() + begin,
-                          y.data<bf16>() + begin, end - begin);
-    } else {
-      swiglu_forward_fp32(gate.data<float>() + begin, up.data<float>() + begin,
-                          y.data<float>() + begin, end - begin);
-    }
+  with_type(gate.dtype(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto run = elementwise_isa().of<T>().swiglu_forward;
+    parallel_blocks(threads_, gate.numel(), block_size, [&](int64_t begin, int64_t end) {
+      run(gate.data<T>() + begin, up.data<T>() + begin, y.data<T>() + begin, end - begin);
+    });
   });
 }
 
 void CpuOps::swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dy,
                              const Tensor& dgate, const Tensor& dup) {
-  parallel_blocks(threads_, gate.numel(), block_size, [&](int64_t begin, int64_t end) {
-    if (gate.dtype() == DType::bf16) {
-      swiglu_backward_bf16(gate.data<bf16>() + begin, up.data<bf16>() + begin,
-                           dy.data<bf16>() + begin, dgate.data<bf16>() + begin,
-                           dup.data<bf16>() + begin, end - begin);
-    } else {
-      swiglu_backward_fp32(gate.data<float>() + begin, up.data<float>() + begin,
-                           dy.data<float>() + begin, dgate.data<float>() + begin,
-                           dup.data<float>() + begin, end - begin);
-    }
+  with_type(gate.dtype(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto run = elementwise_isa().of<T>().swiglu_backward;
+    parallel_blocks(threads_, gate.numel(), block_size, [&](int64_t begin, int64_t end) {
+      run(gate.data<T>() + begin, up.data<T>() + begin, dy.data<T>() + begin,
+          dgate.data<T>() + begin, dup.data<T>() + begin, end - begin);
+    });
   });
 }
 

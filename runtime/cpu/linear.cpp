@@ -1,8 +1,10 @@
 // Linear layers: how each is cut into matrix products.
 
+#include <algorithm>
+
 #include "runtime/cpu/cpu_device.h"
+#include "runtime/cpu/elementwise_kernels.h"
 #include "runtime/cpu/parallel.h"
-#include "runtime/cpu/simd.h"
 #include "runtime/linear_sizes.h"
 
 namespace supra::cpu {
@@ -10,33 +12,6 @@ namespace {
 
 char* offset(const Tensor& t, int64_t elements) {
   return static_cast<char*>(t.address()) + elements * static_cast<int64_t>(size_of(t.dtype()));
-}
-
-template <class T>
-SUPRA_INLINE void relu_backward_rows(const T* y, const T* dy, T* dz, float* bias_sum, int64_t rows,
-                                     int64_t columns, int64_t stride) {
-  for (int64_t n = 0; n < rows; ++n) {
-    const int64_t row = n * stride;
-    for (int64_t i = 0; i < columns; ++i) {
-      const float g = float(y[row + i]) > 0 ? float(dy[row + i]) : 0.0F;
-      dz[row + i] = T(g);
-      bias_sum[i] += g;
-    }
-  }
-}
-
-SUPRA_KERNEL void relu_backward_columns(const Tensor& y, const Tensor& dy, const Tensor& dz,
-                                        int64_t first, float* bias_sum, int64_t rows,
-                                        int64_t columns, int64_t stride) {
-  if (y.dtype() == DType::bf16) {
-    relu_backward_rows(static_cast<const bf16*>(y.address()) + first,
-                       static_cast<const bf16*>(dy.address()) + first,
-                       static_cast<bf16*>(dz.address()) + first, bias_sum, rows, columns, stride);
-  } else {
-    relu_backward_rows(static_cast<const float*>(y.address()) + first,
-                       static_cast<const float*>(dy.address()) + first,
-                       static_cast<float*>(dz.address()) + first, bias_sum, rows, columns, stride);
-  }
 }
 
 }  // namespace
@@ -110,20 +85,29 @@ void CpuOps::linear_backward_weight(const Tensor& dy, const Tensor& x, const Ten
 
 void CpuOps::relu_bias_backward(const Tensor& y, const Tensor& dy, const Tensor& dz,
                                 const Tensor& dbias) {
-  // Blocks of columns, so that each bias gradient is one sum in row order.
-  const int64_t rows = y.size(0), width = y.size(1);
-  const int64_t bias = dbias ? dbias.numel() : width;
-  const int64_t out = dbias ? dbias.size(dbias.shape().rank() - 1) : width;
-  constexpr int64_t block = 64;
-  float* sums = scratch_.get<float>(width);
-  parallel_blocks(threads_, width, block, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) sums[i] = 0;
-    relu_backward_columns(y, dy, dz, begin, sums + begin, rows, end - begin, width);
+  // Sums over blocks of rows first, then over the blocks: an order that no thread changes.
+  constexpr int64_t block = 128;
+  const int64_t rows = y.size(0), width = y.size(1), blocks = (rows + block - 1) / block;
+  float* const sums = scratch_.get<float>(blocks * width);
+  with_type(y.dtype(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const auto run = elementwise_isa().of<T>().relu_backward;
+    parallel_blocks(threads_, rows, block, [&](int64_t begin, int64_t end) {
+      float* const sum = sums + begin / block * width;
+      std::fill_n(sum, width, 0.0F);
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t row = n * width;
+        run(y.data<T>() + row, dy.data<T>() + row, dz.data<T>() + row, sum, width);
+      }
+    });
   });
   if (!dbias) return;
-  float* d = dbias.data<float>();
+  const int64_t bias = dbias.numel(), out = dbias.size(dbias.shape().rank() - 1);
   const int64_t shared = width / bias;  // groups that share a bias
-  for (int64_t i = 0; i < width; ++i) d[i / out / shared * out + i % out] += sums[i];
+  float* const d = dbias.data<float>();
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t i = 0; i < width; ++i) d[i / out / shared * out + i % out] += sums[b * width + i];
+  }
 }
 
 }  // namespace supra::cpu
