@@ -92,10 +92,15 @@ void packed_product(const GemmKernels& kernels, const Gemm& g, int threads, Gemm
   const RowBlocks row_blocks(g.m, kernels.block_m, threads);
   const int64_t pieces = threads == 1 ? 1 : 4 * threads;
 
+  // Rows whose words lie as the tile reads them need no packing.
+  const bool plain_rows =
+      kernels.tile_of_plain_rows && g.a_col_stride == 1 && g.k % kernels.k_per_word == 0;
+  const auto tile = plain_rows ? kernels.tile_of_plain_rows : kernels.tile;
+
   const int64_t words = block_k / kernels.k_per_word;
   const int64_t a_slot = words * kernels.block_m;
   const int64_t b_slot = words * block_n;
-  uint32_t* const a_slots = scratch.a.get<uint32_t>(a_slot * threads);
+  uint32_t* const a_slots = scratch.a.get<uint32_t>(plain_rows ? 0 : a_slot * threads);
   uint32_t* const b_slots = scratch.b.get<uint32_t>(b_slot * std::min<int64_t>(blocks, 2));
 
   // Sums over a first part of k wait in C itself where it can hold them.
@@ -146,19 +151,23 @@ void packed_product(const GemmKernels& kernels, const Gemm& g, int threads, Gemm
   };
   const auto multiply = [&](const Block& b, const GemmStore& store, int64_t i0, int64_t m,
                             int64_t first, int64_t last) {
-    uint32_t* const a_panels = a_slots + a_slot * omp_get_thread_num();
     const int64_t from = i0 * g.a_row_stride + b.k0 * g.a_col_stride;
-    kernels.pack_a({.origin = advance(g.a, g.input, from),
-                    .stride = g.a_row_stride,
-                    .k_stride = g.a_col_stride,
-                    .count = m,
-                    .k = b.k},
-                   a_panels);
+    const void* a = advance(g.a, g.input, from);
+    int64_t a_stride = g.a_row_stride * static_cast<int64_t>(size_of(g.input));
+    if (!plain_rows) {
+      uint32_t* const panels = a_slots + a_slot * omp_get_thread_num();
+      kernels.pack_a(
+          {.origin = a, .stride = g.a_row_stride, .k_stride = g.a_col_stride, .count = m, .k = b.k},
+          panels);
+      a = panels;
+      a_stride = b.depth * static_cast<int64_t>(sizeof(uint32_t));
+    }
     for (int64_t j = first; j < last; j += tile_n) {
       for (int64_t i = 0; i < m; i += tile_m) {
-        kernels.tile(b.depth, a_panels + i * b.depth, b.panels + j * b.depth, store, i0 + i, j,
-                     static_cast<int>(std::min(tile_m, m - i)),
-                     static_cast<int>(std::min(tile_n, b.n - j)));
+        const GemmRows rows{static_cast<const char*>(a) + i * a_stride, a_stride};
+        tile(b.depth, rows, b.panels + j * b.depth, store, i0 + i, j,
+             static_cast<int>(std::min(tile_m, m - i)),
+             static_cast<int>(std::min(tile_n, b.n - j)));
       }
     }
   };

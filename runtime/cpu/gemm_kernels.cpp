@@ -55,7 +55,7 @@ namespace avx512_bf16 {
 #define GEMM_BF16_PAIRS
 constexpr std::string_view name = "avx512_bf16";
 constexpr int lanes = 16, rows = 8, vectors = 3;
-constexpr int64_t block_m = 64, block_n = 3072, block_words = 768;
+constexpr int64_t block_m = 64, block_n = 3072, block_words = 1024;
 #include "runtime/cpu/gemm_kernels.inc"
 #pragma GCC pop_options
 }  // namespace avx512_bf16

@@ -35,6 +35,12 @@ struct GemmStrips {
   int64_t stride, k_stride, count, k;
 };
 
+/// Rows of A: a panel, or, where elements follow each other along k as words do, A itself.
+struct GemmRows {
+  const void* first;
+  int64_t stride = 0;  ///< bytes between rows of A itself
+};
+
 /// The kernels of one instruction set for one input dtype.
 struct GemmKernels {
   int tile_rows, tile_columns;        // sums that stay in registers
@@ -43,8 +49,10 @@ struct GemmKernels {
   void (*pack_a)(const GemmStrips& rows, uint32_t* panels);
   void (*pack_b)(const GemmStrips& columns, uint32_t* panels);
   /// One tile of C: `rows` x `columns` of it are stored, at (row, column).
-  void (*tile)(int64_t words, const uint32_t* a, const uint32_t* b, const GemmStore& store,
-               int64_t row, int64_t column, int rows, int columns);
+  using Tile = void (*)(int64_t words, const GemmRows& a, const uint32_t* b, const GemmStore& store,
+                        int64_t row, int64_t column, int rows, int columns);
+  Tile tile;
+  Tile tile_of_plain_rows;  ///< null where elements have to be widened
   /// Without packing, for A and B contiguous along k: all rows of `direct_columns` columns from
   /// `column`.
   int direct_columns;
