@@ -1,8 +1,11 @@
 #include "runtime/timed_device.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
+#include <compare>
 #include <initializer_list>
+#include <string_view>
 #include <utility>
 
 #include "runtime/linear_sizes.h"
@@ -55,22 +58,48 @@ double kept_pairs(const Tensor& q, const Tensor& k, int64_t window) {
   return static_cast<double>(q.size(0) * q.size(2)) * seen;
 }
 
-std::string sizes_of_attention(const Tensor& q, const Tensor& k) {
-  return fmt::format("B {} T {} H {}/{} d {}", q.size(0), q.size(1), q.size(2), k.size(2),
-                     q.size(3));
+/// The sizes of a call: numbers, each after its name, and a dtype where that is not the same in all
+/// calls of the op. Cheap to make and to compare; the text comes at the end.
+struct Sizes {
+  std::string_view names;  ///< "N I O"
+  std::array<int64_t, 5> numbers;
+  std::string_view dtype = {};
+  auto operator<=>(const Sizes&) const = default;
+
+  std::string text() const {
+    std::string all;
+    size_t begin = 0;
+    for (const int64_t number : numbers) {
+      if (begin >= names.size()) break;
+      const size_t end = std::min(names.find(' ', begin), names.size());
+      all += fmt::format("{}{} {}", begin ? " " : "", names.substr(begin, end - begin), number);
+      begin = end + 1;
+    }
+    return dtype.empty() ? all : fmt::format("{} {}", all, dtype);
+  }
+};
+
+Sizes sizes_of(const Tensor& t) {
+  constexpr std::array<std::string_view, Shape::max_rank + 1> names{"", "n", "N D", "N H d",
+                                                                    "B T H d"};
+  Sizes sizes{.names = names[static_cast<size_t>(t.shape().rank())],
+              .numbers = {},
+              .dtype = name_of(t.dtype())};
+  std::ranges::copy(t.shape().dims(), sizes.numbers.begin());
+  return sizes;
 }
 
-std::string sizes_of(const LinearSizes& s) {
-  return s.groups == 1 ? fmt::format("N {} I {} O {}", s.rows, s.in, s.out)
-                       : fmt::format("N {} G {} I {} O {}", s.rows, s.groups, s.in, s.out);
+Sizes sizes_of(const Tensor& q, const Tensor& k) {
+  return {"B T H Hkv d", {q.size(0), q.size(1), q.size(2), k.size(2), q.size(3)}};
+}
+
+Sizes sizes_of(const LinearSizes& s) {
+  if (s.groups == 1) return {"N I O", {s.rows, s.in, s.out}};
+  return {"N G I O", {s.rows, s.groups, s.in, s.out}};
 }
 
 double flops_of(const LinearSizes& s) {
   return 2 * static_cast<double>(s.rows * s.groups) * static_cast<double>(s.in * s.out);
-}
-
-std::string sizes_of(const Tensor& t) {
-  return fmt::format("{} {}", t.shape().to_string(), name_of(t.dtype()));
 }
 
 }  // namespace
@@ -88,11 +117,12 @@ class TimedDevice::TimedOps final : public Ops {
       marked_.pop_front();
     }
     std::vector<OpTime> taken;
-    for (auto& [key, kind] : kinds_) {
-      if (kind.calls == 0) continue;
-      taken.push_back(kind);
-      kind.calls = 0;
-      kind.seconds = kind.flops = kind.bytes = 0;
+    for (auto& [key, seen] : kinds_) {
+      if (seen.calls == 0) continue;
+      taken.push_back(seen);
+      taken.back().op = key.first;
+      taken.back().sizes = key.second.text();
+      seen = {};
     }
     return taken;
   }
@@ -183,30 +213,30 @@ class TimedDevice::TimedOps final : public Ops {
   }
 
   void linear_attention_forward(const LinearAttentionForward& op) override {
-    timed("linear_attention_forward", sizes_of_attention(op.q, op.k), cost_of(op),
+    timed("linear_attention_forward", sizes_of(op.q, op.k), cost_of(op),
           [&] { inner_.linear_attention_forward(op); });
   }
   void linear_attention_backward(const LinearAttentionBackward& op) override {
     const auto width = static_cast<double>(op.v.size(3));
-    timed("linear_attention_backward", sizes_of_attention(op.q, op.k),
+    timed("linear_attention_backward", sizes_of(op.q, op.k),
           {.flops = 8 * numel(op.q) * width,
            .bytes = bytes_of({op.q, op.k, op.v, op.state_in, op.key_sum_in, op.y, op.statistics,
                               op.dy, op.dstate_out, op.dq, op.dk, op.dv, op.dstate_in})},
           [&] { inner_.linear_attention_backward(op); });
   }
   void linear_attention_recurrent(const LinearAttentionForward& op) override {
-    timed("linear_attention_recurrent", sizes_of_attention(op.q, op.k), cost_of(op),
+    timed("linear_attention_recurrent", sizes_of(op.q, op.k), cost_of(op),
           [&] { inner_.linear_attention_recurrent(op); });
   }
 
   void softmax_attention_forward(const SoftmaxAttentionForward& op) override {
-    timed("softmax_attention_forward", sizes_of_attention(op.q, op.k),
+    timed("softmax_attention_forward", sizes_of(op.q, op.k),
           {.flops = 4 * kept_pairs(op.q, op.k, op.window) * static_cast<double>(op.q.size(3)),
            .bytes = bytes_of({op.q, op.k, op.v, op.y, op.lse})},
           [&] { inner_.softmax_attention_forward(op); });
   }
   void softmax_attention_backward(const SoftmaxAttentionBackward& op) override {
-    timed("softmax_attention_backward", sizes_of_attention(op.q, op.k),
+    timed("softmax_attention_backward", sizes_of(op.q, op.k),
           {.flops = 8 * kept_pairs(op.q, op.k, op.window) * static_cast<double>(op.q.size(3)),
            .bytes = bytes_of({op.q, op.k, op.v, op.y, op.lse, op.dy, op.dq, op.dk, op.dv})},
           [&] { inner_.softmax_attention_backward(op); });
@@ -233,16 +263,14 @@ class TimedDevice::TimedOps final : public Ops {
   }
 
   template <class Call>
-  void timed(std::string op, std::string sizes, const Cost& cost, const Call& call) {
-    auto key = std::pair(std::move(op), std::move(sizes));
-    const auto found = kinds_.try_emplace(key, OpTime{.op = key.first, .sizes = key.second}).first;
-    OpTime& kind = found->second;
+  void timed(std::string_view op, const Sizes& sizes, const Cost& cost, const Call& call) {
+    OpTime& seen = kinds_[{op, sizes}];
     mark(nullptr);
     call();
-    mark(&kind);
-    ++kind.calls;
-    kind.flops += cost.flops;
-    kind.bytes += cost.bytes;
+    mark(&seen);
+    ++seen.calls;
+    seen.flops += cost.flops;
+    seen.bytes += cost.bytes;
   }
 
   /// The time since the last mark is that of a call, or of none.
@@ -256,7 +284,7 @@ class TimedDevice::TimedOps final : public Ops {
   std::unique_ptr<Timeline> timeline_;
   bool began_ = false;
   std::deque<OpTime*> marked_;  ///< what lies between two marks whose time is not taken yet
-  std::map<std::pair<std::string, std::string>, OpTime> kinds_;
+  std::map<std::pair<std::string_view, Sizes>, OpTime> kinds_;
 };
 
 TimedDevice::TimedDevice(Device& inner) : inner_(inner), ops_(std::make_unique<TimedOps>(inner)) {}

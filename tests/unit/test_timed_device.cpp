@@ -88,10 +88,10 @@ TEST_CASE("timed device: calls are kept by op and sizes, and counted from the la
   REQUIRE(seen.size() == 2);
   std::map<std::string, OpTime> by_sizes;
   for (const OpTime& op : seen) by_sizes[op.sizes] = op;
-  CHECK(by_sizes["[64] fp32"].calls == 2);
-  CHECK(by_sizes["[64] fp32"].bytes == 2 * 64 * 4);
-  CHECK(by_sizes["[64] fp32"].seconds > 0);
-  CHECK(by_sizes["[8] fp32"].calls == 1);
+  CHECK(by_sizes["n 64 fp32"].calls == 2);
+  CHECK(by_sizes["n 64 fp32"].bytes == 2 * 64 * 4);
+  CHECK(by_sizes["n 64 fp32"].seconds > 0);
+  CHECK(by_sizes["n 8 fp32"].calls == 1);
   CHECK(timed.take().empty());
 }
 
