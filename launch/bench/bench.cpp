@@ -8,6 +8,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   bench->require_subcommand(1);
   add_bench_ops_command(*bench, action);
   add_bench_step_command(*bench, action);
+  add_bench_collectives_command(*bench, action);
 }
 
 }  // namespace supra

@@ -138,7 +138,7 @@ class StepBench final : public RankProgram {
   void open() {
     recipe_ = load_recipe(options_.recipe, options_.overrides);
     device_ = make_training_device(recipe_, session_);
-    if (leader()) report_.introduce(*device_, ranks());
+    if (leader()) report_.introduce(*device_, ranks(), session_.ranks_on_host());
     check_batch(recipe_.train.global_batch, recipe_.train.micro_batch, ranks());
     if (!recipe_.model.base.empty()) base_ = std::make_unique<ModelFile>(recipe_.model.base);
     config_ = resolve_model(recipe_, base_ ? std::optional(base_->config()) : std::nullopt);
