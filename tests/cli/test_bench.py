@@ -1,11 +1,12 @@
 """`supra bench`: what its files say, not how fast anything is."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Result
+from conftest import Result, run
 from tiny import losses
 
 Bench = Callable[..., tuple[dict, str]]
@@ -183,6 +184,81 @@ def test_collectives_over_sizes(bench: Bench, ranks: int) -> None:
         assert r["algorithm_bytes_per_second"] == pytest.approx(algorithm)
         assert r["bus_bytes_per_second"] == pytest.approx(algorithm * share)
         assert r["collective"] in printed
+
+
+@pytest.fixture(scope="module")
+def scaling(root: Path, build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What bench/scaling.py writes about the tiny model."""
+    path = tmp_path_factory.mktemp("scaling") / "scaling.json"
+    recipe = root / "launch" / "recipes" / "tiny.toml"
+    result = run(
+        [sys.executable, root / "bench" / "scaling.py", recipe, "--supra", build / "supra",
+         "--synthetic", "--ranks", "1x1,2x1", "--batch", "1,2", "--set", "train.global_batch=2",
+         "--rounds", "2", "--steps", "1", "--json", path],
+        timeout=120,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return path
+
+
+def test_scaling_compares_within_rounds(scaling: Path) -> None:
+    results = json.loads(scaling.read_text())["results"]
+    assert [(r["axis"], r["value"], r["ranks"], r["threads"]) for r in results] == [
+        ("ranks", "1x1", 1, 1), ("ranks", "2x1", 2, 1), ("batch", "1", 1, 1), ("batch", "2", 1, 1),
+    ]  # fmt: skip
+    for r in results:
+        check_spread(r["tokens_per_second"], 2)
+        check_spread(r["of_the_first"], 2)
+    assert results[0]["of_the_first"]["min"] == results[0]["of_the_first"]["max"] == 1
+    of_two_ranks = results[1]["tokens_per_second"]["median"]
+    of_one = results[0]["tokens_per_second"]
+    ratio = results[1]["of_the_first"]["median"]
+    assert of_two_ranks / of_one["max"] <= ratio <= of_two_ranks / of_one["min"]
+
+
+def generation(folder: Path, attention: str) -> Path:
+    spread = {"median": 0.01, "min": 0.009, "max": 0.02, "repetitions": 3}
+    lengths = [
+        {"length": n, "seconds_per_token": spread, "memory_bytes": n << 20} for n in (256, 512)
+    ]
+    head = {
+        "format": "supra-bench 1", "bench": "generate", "date": "2026-01-02T03:04:05Z",
+        "program": {"commit": "0123456789ab"},
+        "machine": {"cpu": "a processor", "device": "cpu, 2 threads", "ranks": 1},
+    }  # fmt: skip
+    path = folder / f"{attention}.json"
+    path.write_text(json.dumps(head | {"attention": attention, "lengths": lengths}))
+    return path
+
+
+def test_every_bench_can_be_plotted(
+    bench: Bench,
+    step: Bench,
+    scaling: Path,
+    tool: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    measured = {
+        "ops": bench("ops", "--op", "cast", "--rounds", 1, "--seconds", 1e-6)[0],
+        "step": step()[0],
+        "collectives": bench("collectives", "--max", 4096, "--rounds", 1, ranks=2)[0],
+    }
+    sources = {"scaling": [scaling]}
+    for name, found in measured.items():
+        sources[name] = [tmp_path / f"{name}.json"]
+        sources[name][0].write_text(json.dumps(found))
+    sources["generate"] = [generation(tmp_path, a) for a in ("linear", "softmax")]
+    sources["step"] *= 2
+    for name, files in sources.items():
+        out = tmp_path / f"{name}.png"
+        tool("plot.py", *files, "--out", out)
+        assert out.read_bytes().startswith(b"\x89PNG")
+    mixed = tool("plot.py", *sources["ops"], *sources["step"], "--out", out, ok=False)
+    assert "one kind of bench, not ops and step" in mixed.stderr
+    no_bench = tmp_path / "other.json"
+    no_bench.write_text("[]")
+    refused = tool("plot.py", no_bench, "--out", out, ok=False)
+    assert f"error: {no_bench} is no file of supra bench" in refused.stderr
 
 
 def test_what_cannot_be_measured_or_written_is_refused(
