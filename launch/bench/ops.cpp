@@ -12,6 +12,7 @@
 
 #include "launch/bench/bench.h"
 #include "launch/bench/report.h"
+#include "launch/bench/roofline.h"
 #include "launch/bench/spread.h"
 #include "launch/report/table.h"
 #include "runtime/memory_rate.h"
@@ -113,13 +114,7 @@ class OpsBench {
 
   ExitCode run() {
     prepare();
-    for (int round = 0; round < options_.rounds; ++round) {
-      const Percentage percentage("measuring");
-      measure_ceilings();
-      for (Pass& pass : passes_) {
-        pass.seconds.push_back(time_calls(*device_, pass, pass.calls));
-      }
-    }
+    measure();
     tell();
     report_.save(options_.json);
     return ExitCode::done;
@@ -152,9 +147,9 @@ class OpsBench {
       }
     }
     if (cases_.empty()) {
-      fail_input("there is nothing to measure: no op's name contains {}{}",
-                 fmt::join(options_.ops, " or "),
-                 left_out_.empty() ? "" : ", or there is too little --memory");
+      if (!left_out_.empty()) fail_input("no call fits into memory: see --memory");
+      fail_input("there is nothing to measure: no op's name contains {}",
+                 fmt::join(options_.ops, " or "));
     }
     for (const auto& each : cases_) {
       // The forward first: the backward needs what it leaves.
@@ -164,6 +159,19 @@ class OpsBench {
         const double seconds = time_calls(*device_, pass, 1);
         pass.calls = std::max<int64_t>(1, std::llround(options_.seconds / seconds));
         passes_.push_back(std::move(pass));
+      }
+    }
+  }
+
+  void measure() {
+    Percentage percentage("measuring");
+    const auto turns = static_cast<size_t>(options_.rounds) * passes_.size();
+    size_t done = 0;
+    for (int round = 0; round < options_.rounds; ++round) {
+      measure_ceilings();
+      for (Pass& pass : passes_) {
+        pass.seconds.push_back(time_calls(*device_, pass, pass.calls));
+        percentage.show(++done, turns);
       }
     }
   }
@@ -197,10 +205,8 @@ class OpsBench {
       const Spread seconds = spread_of(pass.seconds);
       const double flops = pass.backward ? op.backward_flops : op.forward_flops;
       const double bytes = bytes_of(op, pass.of->dtype, pass.backward);
-      const double computing = flops / products[pass.of->dtype].median;
-      const double moving = bytes / memory.median;
-      const char* ceiling = computing > moving ? "products" : "memory";
-      const double share = std::max(computing, moving) / seconds.median;
+      const Reach reach =
+          reach_of(flops, bytes, seconds.median, {products[pass.of->dtype].median, memory.median});
       results.push_back({{"op", op.name},
                          {"pass", direction},
                          {"sizes", op.sizes},
@@ -210,15 +216,15 @@ class OpsBench {
                          {"seconds", seconds},
                          {"flops_per_second", flops / seconds.median},
                          {"bytes_per_second", bytes / seconds.median},
-                         {"ceiling", ceiling},
-                         {"share_of_ceiling", share}});
+                         {"ceiling", reach.ceiling},
+                         {"share_of_ceiling", reach.share}});
       table.push_back(
           {fmt::format("{} {}, {}", op.name, direction, op.sizes),
            std::string(name_of(pass.of->dtype)), fmt::format("{:.3f}", seconds.median * 1e3),
            fmt::format("{:.3f}", seconds.min * 1e3), fmt::format("{:.3f}", seconds.max * 1e3),
            fmt::format("{:.1f}", flops / seconds.median * 1e-9),
            fmt::format("{:.1f}", bytes / seconds.median * 1e-9),
-           fmt::format("{:.0f}% {}", share * 100, ceiling)});
+           fmt::format("{:.0f}% {}", reach.share * 100, reach.ceiling)});
     }
     print_table(table);
     report_["left_out"] = left_out_;

@@ -6,10 +6,11 @@
 #include <chrono>
 #include <map>
 #include <memory>
-#include <numeric>
+#include <optional>
 
 #include "launch/bench/bench.h"
 #include "launch/bench/report.h"
+#include "launch/bench/roofline.h"
 #include "launch/bench/spread.h"
 #include "launch/ranks.h"
 #include "launch/recipe/options.h"
@@ -97,8 +98,8 @@ Spread spread_over(const std::vector<Measured>& steps, const Value& value) {
 struct OpShare {
   OpTime time;     ///< calls, flops and bytes of a step
   Spread seconds;  ///< of a step
-  double share = 0, share_of_ceiling = 0;
-  const char* ceiling = "";
+  double share = 0;
+  Reach reach;
 };
 
 class StepBench final : public RankProgram {
@@ -110,11 +111,7 @@ class StepBench final : public RankProgram {
     together(*host_, [&] { open(); });
     if (recipe_.train.device == DeviceKind::cuda) nccl_ = make_nccl_communicator(*device_);
     together(*host_, [&] { make_engine(); });
-    {
-      const Percentage percentage("measuring");
-      for (int64_t i = 0; i < options_.warmup; ++i) step(i);
-      for (int64_t i = 0; i < options_.steps; ++i) steps_.push_back(step(options_.warmup + i));
-    }
+    measure();
     const auto peaks = host_->gather_values(peak_memory());
     peak_memory_ = *std::max_element(peaks.begin(), peaks.end());
     // Only now: it takes memory of its own, which is no part of a step's.
@@ -160,6 +157,17 @@ class StepBench final : public RankProgram {
                                                 recipe_.data.sequence_length,
                                                 recipe_.train.train == Trainable::new_weights);
     least_ = least_traffic(engine_->parameters(), micro_batches(), ranks());
+  }
+
+  void measure() {
+    const int64_t all = options_.warmup + options_.steps;
+    std::optional<Percentage> percentage;
+    if (leader()) percentage.emplace("measuring");
+    for (int64_t i = 0; i < all; ++i) {
+      Measured measured = step(i);
+      if (i >= options_.warmup) steps_.push_back(std::move(measured));
+      if (percentage) percentage->show(static_cast<uint64_t>(i + 1), static_cast<uint64_t>(all));
+    }
   }
 
   /// Step `number` of a run, counted from 0.
@@ -211,17 +219,16 @@ class StepBench final : public RankProgram {
     for (const Measured& step : steps_) {
       for (const OpTime& op : step.ops) seconds[{op.op, op.sizes}].push_back(op.seconds);
     }
-    const double products =
-        spread_over(steps_, [](const Measured& s) { return s.own_products; }).median;
-    const double memory = spread_of(memory_rates_).median;
+    const Ceilings ceilings{
+        .products = spread_over(steps_, [](const Measured& s) { return s.own_products; }).median,
+        .memory = spread_of(memory_rates_).median};
     std::vector<OpShare> shares;
     for (const OpTime& op : steps_.back().ops) {
-      OpShare share{.time = op, .seconds = spread_of(seconds[{op.op, op.sizes}])};
-      const double computing = op.flops / products, moving = op.bytes / memory;
-      share.ceiling = computing > moving ? "products" : "memory";
-      share.share_of_ceiling = std::max(computing, moving) / share.seconds.median;
-      share.share = share.seconds.median / step_seconds;
-      shares.push_back(std::move(share));
+      const Spread spent = spread_of(seconds[{op.op, op.sizes}]);
+      shares.push_back({.time = op,
+                        .seconds = spent,
+                        .share = spent.median / step_seconds,
+                        .reach = reach_of(op.flops, op.bytes, spent.median, ceilings)});
     }
     std::sort(shares.begin(), shares.end(), [](const OpShare& a, const OpShare& b) {
       return a.seconds.median > b.seconds.median;
@@ -312,8 +319,8 @@ class StepBench final : public RankProgram {
                      {"share", s.share},
                      {"flops", s.time.flops},
                      {"bytes", s.time.bytes},
-                     {"ceiling", s.ceiling},
-                     {"share_of_ceiling", s.share_of_ceiling}});
+                     {"ceiling", s.reach.ceiling},
+                     {"share_of_ceiling", s.reach.share}});
       if (s.share < worth_a_line) {
         others += seconds;
         other_calls += s.time.calls;
@@ -324,7 +331,7 @@ class StepBench final : public RankProgram {
                        fmt::format("{:.1f}%", s.share * 100),
                        s.time.flops > 0 ? fmt::format("{:.1f}", s.time.flops / seconds * 1e-9) : "",
                        fmt::format("{:.1f}", s.time.bytes / seconds * 1e-9),
-                       fmt::format("{:.0f}% {}", s.share_of_ceiling * 100, s.ceiling)});
+                       fmt::format("{:.0f}% {}", s.reach.share * 100, s.reach.ceiling)});
     }
     const auto rest = [&](const char* name, const std::string& calls, double seconds) {
       table.push_back({name, calls, fmt::format("{:.1f}", seconds * 1e3),

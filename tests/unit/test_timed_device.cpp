@@ -95,6 +95,19 @@ TEST_CASE("timed device: calls are kept by op and sizes, and counted from the la
   CHECK(timed.take().empty());
 }
 
+TEST_CASE("timed device: queries at the end of a cache see all keys before them") {
+  const auto device = make_dry_device();
+  TimedDevice timed(*device);
+  const Tensor q(nullptr, DType::bf16, {1, 2, 3, 4}), k(nullptr, DType::bf16, {1, 5, 1, 4});
+  const auto pairs = [&](int64_t window) {
+    timed.ops().softmax_attention_forward({.q = q, .k = k, .v = k, .window = window, .y = q});
+    return timed.take().front().flops / (4 * 3 * 4);  // of a head
+  };
+  CHECK(pairs(0) == 4 + 5);
+  CHECK(pairs(3) == 3 + 3);
+  CHECK(pairs(5) == 4 + 5);
+}
+
 TEST_CASE("traffic: a step moves what ZeRO-3 must, for any ranks, layers and micro-batches") {
   for (const int ranks : {1, 2, 3, 8}) {
     for (const int64_t layers : {1, 2, 3, 5}) {
