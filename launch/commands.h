@@ -24,5 +24,6 @@ void add_verify_command(CLI::App& app, Action& action);
 void add_diff_command(CLI::App& app, Action& action);
 void add_consolidate_command(CLI::App& app, Action& action);
 void add_check_node_command(CLI::App& app, Action& action);
+void add_bench_command(CLI::App& app, Action& action);
 
 }  // namespace supra

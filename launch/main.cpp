@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   supra::add_diff_command(app, action);
   supra::add_consolidate_command(app, action);
   supra::add_check_node_command(app, action);
+  supra::add_bench_command(app, action);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -1,0 +1,11 @@
+#include "launch/bench/bench.h"
+
+namespace supra {
+
+void add_bench_command(CLI::App& app, Action& action) {
+  CLI::App* bench =
+      app.add_subcommand("bench", "Measure the program on this machine: docs/benchmarks.md.");
+  bench->require_subcommand(1);
+}
+
+}  // namespace supra
