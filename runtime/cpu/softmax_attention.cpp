@@ -12,6 +12,7 @@
 #include "runtime/cpu/cpu_device.h"
 #include "runtime/cpu/exp.h"
 #include "runtime/cpu/simd.h"
+#include "runtime/cpu/softmax_attention_decode.h"
 
 namespace supra::cpu {
 namespace {
@@ -203,6 +204,7 @@ void backward_task(const SoftmaxAttentionBackward& op, const Sizes& s, int64_t b
 
 void CpuOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
   check_call(op);
+  if (is_decode(op)) return decode_softmax_attention(op, threads_, scratch_);
   const Sizes s(op.q, op.k, op.window);
   run_tiled<ForwardTiles>(threads_, scratch_, s.tasks, s, [&](int64_t i, const ForwardTiles& t) {
     forward_task(op, s, i / s.kv_heads, i % s.kv_heads, t);
