@@ -69,11 +69,14 @@ struct Panel {
   }
 };
 
-/// to[r] = factor * row r, zero-padded.
+/// to[r] = factor * row r, zero-padded. What stands `ahead` elements further is on its way into the
+/// caches meanwhile: heads' rows lie too far apart for the processor to foresee them.
 template <class T>
 SUPRA_INLINE void widen_rows(const T* from, int64_t stride, int64_t rows, float factor,
-                             const Sizes& s, float* to) {
+                             const Sizes& s, float* to, int64_t ahead = 0) {
+  constexpr auto line = static_cast<int64_t>(64 / sizeof(T));
   for (int64_t r = 0; r < rows; ++r, from += stride, to += s.ld) {
+    for (int64_t i = 0; i < s.d; i += line) __builtin_prefetch(from + ahead + i);
     for (int64_t i = 0; i < s.d; ++i) to[i] = factor * float(from[i]);
     for (int64_t i = s.d; i < s.ld; ++i) to[i] = 0;
   }
@@ -155,17 +158,24 @@ SUPRA_INLINE void by_rows(int64_t count, const F& f) {
   if (count - r == 1) f.template rows<1>(r);
 }
 
-/// Scores [first, last) of a row become exp(score - maximum), the others of n become 0.
+/// Scores [first, last) of a row become exp(score - maximum), the others of n become 0. The row has
+/// room for a whole block.
 SUPRA_INLINE void exponentials(float* scores, int64_t first, int64_t last, int64_t n,
                                float& maximum, float& sum) {
-  float top = -infinity, added = 0;
-  for (int64_t j = first; j < last; ++j) top = scores[j] > top ? scores[j] : top;
-  for (int64_t j = 0; j < first; ++j) scores[j] = 0;
-  for (int64_t j = first; j < last; ++j) scores[j] = exp_fp32(scores[j] - top);
-  for (int64_t j = last; j < n; ++j) scores[j] = 0;
-  for (int64_t j = first; j < last; ++j) added += scores[j];
-  maximum = top;
-  sum = added;
+  const int64_t end = (n + lanes - 1) / lanes * lanes;
+  std::fill(scores, scores + first, -infinity);
+  std::fill(scores + last, scores + end, -infinity);
+  float tops[lanes];
+  std::copy_n(scores, lanes, tops);
+  for (int64_t j = lanes; j < end; j += lanes) {
+    for (int64_t l = 0; l < lanes; ++l) tops[l] = std::max(tops[l], scores[j + l]);
+  }
+  maximum = *std::max_element(tops, tops + lanes);
+  const float base = maximum == -infinity ? 0 : maximum;  // of a row that sees nothing here
+  for (int64_t j = 0; j < end; ++j) scores[j] = exp_fp32(scores[j] - base);
+  Vector added = {};
+  for (int64_t j = 0; j < end; j += lanes) added += *reinterpret_cast<const Vector*>(scores + j);
+  sum = lane_sum(added);
 }
 
 /// Keys [begin, end) of one sequence, whose tensors begin at q, k and v. What query t of head h
@@ -181,7 +191,8 @@ SUPRA_INLINE void attend(const Sizes& s, float scale, const T* q, const T* k, co
     }
     for (int64_t at = 0; at < n; at += panel_keys) {
       const int64_t keys = std::min(panel_keys, n - at);
-      widen_rows(k + (begin + at) * stride + kv * s.d, stride, keys, 1, s, panel.keys);
+      widen_rows(k + (begin + at) * stride + kv * s.d, stride, keys, 1, s, panel.keys,
+                 panel_keys * stride);
       by_rows(s.rows, Scores{panel.q, panel.keys, keys, s.ld, panel.scores + at});
     }
     std::memset(panel.o, 0, static_cast<size_t>(s.rows * s.ld) * sizeof(float));
@@ -195,7 +206,8 @@ SUPRA_INLINE void attend(const Sizes& s, float scale, const T* q, const T* k, co
     }
     for (int64_t at = 0; at < n; at += panel_keys) {
       const int64_t keys = std::min(panel_keys, n - at);
-      widen_rows(v + (begin + at) * stride + kv * s.d, stride, keys, 1, s, panel.keys);
+      widen_rows(v + (begin + at) * stride + kv * s.d, stride, keys, 1, s, panel.keys,
+                 panel_keys * stride);
       by_rows(s.rows, WeightedValues{panel.scores + at, panel.keys, keys, s.ld, panel.o, s.ld});
     }
     for (int64_t r = 0; r < s.rows; ++r) {
