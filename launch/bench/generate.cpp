@@ -44,7 +44,8 @@ size_t resident_bytes() {
 class Sequence {
  public:
   Sequence(DecoderInference& inference, int64_t length, int64_t more)
-      : decoder_(inference.make_decoder({.read_at_once = read_at_once, .context = length + more})),
+      : decoder_(inference.make_decoder(
+            {.read_at_once = std::min(read_at_once, length), .context = length + more})),
         vocabulary_(inference.config().vocabulary),
         logits_(static_cast<size_t>(vocabulary_)) {}
 
