@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
+#include <iostream>
+#include <iterator>
 #include <memory>
 #include <optional>
 
@@ -24,13 +26,25 @@ struct GenerateOptions {
   std::optional<int64_t> stop;
 };
 
+/// The prompt as given, or, for "-", what stands on standard input, one id a line or several.
+std::string prompt_text(const std::string& given) {
+  if (given != "-") return given;
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  while (text.ends_with('\n')) text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ',');
+  return text;
+}
+
 std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
   std::vector<int32_t> tokens;
   for (const char *p = text.data(), *end = p + text.size(); p != end;) {
     int32_t id = 0;
     const auto [next, error] = std::from_chars(p, end, id);
     if (error != std::errc() || (next != end && *next != ',') || next + 1 == end) {
-      fail_input("--prompt-tokens must be ids joined by commas, as in 1,2,3; got '{}'", text);
+      fail_input(
+          "--prompt-tokens must be ids joined by commas, as in 1,2,3; after {} ids it has '{}'",
+          tokens.size(),
+          std::string_view(p, static_cast<size_t>(std::min<ptrdiff_t>(end - p, 40))));
     }
     if (id < 0 || id >= vocabulary) {
       fail_input("prompt token {} is outside the model's vocabulary of {}", id, vocabulary);
@@ -45,7 +59,7 @@ std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
 ExitCode run_generate(const GenerateOptions& o) {
   DecoderInference inference(o.inference);
   const auto vocabulary = inference.config().vocabulary;
-  const std::vector<int32_t> prompt = parse_tokens(o.prompt, vocabulary);
+  const std::vector<int32_t> prompt = parse_tokens(prompt_text(o.prompt), vocabulary);
   const auto length = static_cast<int64_t>(prompt.size());
   const auto decoder = inference.make_decoder(
       {.read_at_once = std::min(read_at_once, length), .context = length + o.count - 1});
@@ -76,7 +90,12 @@ void add_generate_command(CLI::App& app, Action& action) {
       "come.");
   command->add_option("MODEL.h5", o->inference.model, "Model file, checkpoint folder or index.h5")
       ->required();
-  command->add_option("--prompt-tokens", o->prompt, "Token ids joined by commas")->required();
+  command
+      ->add_option(
+          "--prompt-tokens", o->prompt,
+          "Token ids joined by commas; -: read them from standard input, where lines may join "
+          "them too")
+      ->required();
   command->add_option("-n,--count", o->count, "Tokens to generate")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -1,5 +1,7 @@
 """supra generate: what it draws, and from what."""
 
+import subprocess
+
 import numpy as np
 import pytest
 from tiny import checkpoint, made_up_text, read_scores, write_sequences
@@ -60,6 +62,17 @@ def test_a_softmax_model_generates_what_forwards_over_the_whole_say(
         last = read_scores(out)[:, -1]
         assert last[drawn[i]] == pytest.approx(last.max(), abs=1e-5)
     assert generate(prompt, "-n", 24, "--temperature", 0, "--threads", 1, by=model) == drawn
+
+
+def test_a_prompt_may_come_through_standard_input(generate, model, build):
+    """As `supra generate` prints it, so that one continues another."""
+    first = generate([1, 2, 3], "-n", 8, "--temperature", 0)
+    text = "1,2,3\n" + "".join(f"{token}\n" for token in first[:4])
+    command = [build / "supra", "generate", model, "--prompt-tokens", "-", "-n", "4"]
+    continued = subprocess.run(
+        [*command, "--temperature", "0"], input=text, capture_output=True, text=True, check=True
+    )
+    assert [int(line) for line in continued.stdout.split()] == first[4:]
 
 
 def test_a_seed_draws_the_same_tokens(generate):
