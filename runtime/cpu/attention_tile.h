@@ -4,6 +4,7 @@
 // nothing.
 
 #include <cstdint>
+#include <vector>
 
 #include "runtime/cpu/parallel.h"
 #include "runtime/cpu/scratch.h"
@@ -86,12 +87,33 @@ class TileMemory {
     taken_ += (floats + 15) / 16 * 16;
     return p;
   }
+  uint32_t* words(int64_t count) { return reinterpret_cast<uint32_t*>(take(count)); }
   int64_t taken() const { return taken_; }
 
  private:
   float* first_ = nullptr;
   int64_t taken_ = 0;
 };
+
+/// Floats that Tiles(memory, sizes) takes.
+template <class Tiles, class Sizes>
+int64_t floats_of(const Sizes& sizes) {
+  TileMemory counter;
+  Tiles(counter, sizes);
+  return counter.taken();
+}
+
+/// `count` consecutive Tiles; `memory` is moved past them.
+template <class Tiles, class Sizes>
+std::vector<Tiles> carve(int64_t count, const Sizes& sizes, float*& memory) {
+  std::vector<Tiles> tiles;
+  for (int64_t i = 0; i < count; ++i) {
+    TileMemory mine(memory);
+    tiles.emplace_back(mine, sizes);
+    memory += mine.taken();
+  }
+  return tiles;
+}
 
 /// Runs task(i, tiles) for i in [0, n), each thread with a `Tiles` of its own, made by
 /// Tiles(memory, sizes).

@@ -55,25 +55,48 @@ void direct_product(const GemmKernels& kernels, const Gemm& g, int threads) {
   for (int64_t j = 0; j < g.n; j += kernels.direct_columns) kernels.direct(g, store, j);
 }
 
-/// Blocks of B are packed by all threads together and shared; each thread then packs blocks of A
-/// for itself and multiplies. k is never split between threads.
+/// How the rows of a product are handed out: in blocks, and towards the end in smaller ones, so
+/// that the threads end together.
+class RowBlocks {
+ public:
+  RowBlocks(int64_t rows, int64_t block, int threads) : rows_(rows), block_(block) {
+    if (threads == 1) {
+      small_ = block_;
+    } else {
+      small_ = std::max<int64_t>(16, block_ / 4);
+      whole_ = std::max<int64_t>(0, rows_ - threads * block_) / block_;
+    }
+  }
+  int64_t count() const { return whole_ + ceil_div(rows_ - whole_ * block_, small_); }
+  int64_t begin(int64_t i) const {
+    return i < whole_ ? i * block_ : std::min(rows_, whole_ * block_ + (i - whole_) * small_);
+  }
+  int64_t size(int64_t i) const { return begin(i + 1) - begin(i); }
+
+ private:
+  int64_t rows_, block_;
+  int64_t whole_ = 0, small_;
+};
+
+/// Blocks of B are packed by all threads together and shared; each thread packs blocks of A for
+/// itself and multiplies. While one block of B is multiplied, the next is packed: one wait a block.
+/// k is never split between threads.
 void packed_product(const GemmKernels& kernels, const Gemm& g, int threads, GemmScratch& scratch) {
   const int64_t tile_m = kernels.tile_rows, tile_n = kernels.tile_columns;
   const int64_t block_k = even_block(g.k, kernels.block_k, 32);
   const int64_t block_n = even_block(g.n, kernels.block_n, tile_n);
   const int64_t k_blocks = std::max<int64_t>(1, ceil_div(g.k, block_k));
+  const int64_t blocks = k_blocks * ceil_div(g.n, block_n);  // of B
 
-  // Enough pieces of work for the threads to end together: smaller blocks of rows, then parts of
-  // the columns.
+  // Few rows give too few pieces of work to share: then the columns are parted too.
+  const RowBlocks row_blocks(g.m, kernels.block_m, threads);
   const int64_t pieces = threads == 1 ? 1 : 4 * threads;
-  int64_t block_m = kernels.block_m;
-  while (block_m > 32 && ceil_div(g.m, block_m) < pieces) block_m /= 2;
-  const int64_t m_blocks = ceil_div(g.m, block_m);
 
   const int64_t words = block_k / kernels.k_per_word;
-  const int64_t slot = words * block_m;
-  uint32_t* const b_panels = scratch.b.get<uint32_t>(words * block_n);
-  uint32_t* const a_slots = scratch.a.get<uint32_t>(slot * threads);
+  const int64_t a_slot = words * kernels.block_m;
+  const int64_t b_slot = words * block_n;
+  uint32_t* const a_slots = scratch.a.get<uint32_t>(a_slot * threads);
+  uint32_t* const b_slots = scratch.b.get<uint32_t>(b_slot * std::min<int64_t>(blocks, 2));
 
   // Sums over a first part of k wait in C itself where it can hold them.
   const bool in_place = g.output == DType::fp32 && g.residual != g.c;
@@ -98,46 +121,66 @@ void packed_product(const GemmKernels& kernels, const Gemm& g, int threads, Gemm
     return store;
   };
 
-#pragma omp parallel num_threads(threads)
-  for (int64_t j0 = 0; j0 < g.n; j0 += block_n) {
-    uint32_t* const a_panels = a_slots + slot * omp_get_thread_num();
-    const int64_t n = std::min(block_n, g.n - j0);
-    const int64_t part_n = even_block(n, ceil_div(n * m_blocks, pieces), tile_n);
-    const int64_t n_parts = ceil_div(n, part_n);
-    for (int64_t block = 0; block < k_blocks; ++block) {
-      const int64_t k0 = block * block_k;
-      const int64_t k = std::min(block_k, g.k - k0);
-      const int64_t depth = ceil_div(k, kernels.k_per_word);
-      const GemmStore store = store_of(j0, block == 0, block + 1 == k_blocks);
-#pragma omp for schedule(dynamic)
-      for (int64_t j = 0; j < n; j += tile_n) {
-        const int64_t from = (j0 + j) * g.b_col_stride + k0 * g.b_row_stride;
-        kernels.pack_b({.origin = advance(g.b, g.input, from),
-                        .stride = g.b_col_stride,
-                        .k_stride = g.b_row_stride,
-                        .count = std::min(tile_n, n - j),
-                        .k = k},
-                       b_panels + j * depth);
+  struct Block {
+    int64_t j0, n, k0, k, depth;
+    uint32_t* panels;
+  };
+  const auto block_of = [&](int64_t i) {
+    const int64_t j0 = i / k_blocks * block_n, k0 = i % k_blocks * block_k;
+    const int64_t k = std::min(block_k, g.k - k0);
+    return Block{.j0 = j0,
+                 .n = std::min(block_n, g.n - j0),
+                 .k0 = k0,
+                 .k = k,
+                 .depth = ceil_div(k, kernels.k_per_word),
+                 .panels = b_slots + i % 2 * b_slot};
+  };
+  const auto pack_b = [&](const Block& b, int64_t j) {
+    const int64_t from = (b.j0 + j) * g.b_col_stride + b.k0 * g.b_row_stride;
+    kernels.pack_b({.origin = advance(g.b, g.input, from),
+                    .stride = g.b_col_stride,
+                    .k_stride = g.b_row_stride,
+                    .count = std::min(tile_n, b.n - j),
+                    .k = b.k},
+                   b.panels + j * b.depth);
+  };
+  const auto multiply = [&](const Block& b, const GemmStore& store, int64_t i0, int64_t m,
+                            int64_t first, int64_t last) {
+    uint32_t* const a_panels = a_slots + a_slot * omp_get_thread_num();
+    const int64_t from = i0 * g.a_row_stride + b.k0 * g.a_col_stride;
+    kernels.pack_a({.origin = advance(g.a, g.input, from),
+                    .stride = g.a_row_stride,
+                    .k_stride = g.a_col_stride,
+                    .count = m,
+                    .k = b.k},
+                   a_panels);
+    for (int64_t j = first; j < last; j += tile_n) {
+      for (int64_t i = 0; i < m; i += tile_m) {
+        kernels.tile(b.depth, a_panels + i * b.depth, b.panels + j * b.depth, store, i0 + i, j,
+                     static_cast<int>(std::min(tile_m, m - i)),
+                     static_cast<int>(std::min(tile_n, b.n - j)));
       }
+    }
+  };
+
+#pragma omp parallel num_threads(threads)
+  for (int64_t i = 0; i <= blocks; ++i) {
+    const Block next = i < blocks ? block_of(i) : Block{};
+    const Block block = i > 0 ? block_of(i - 1) : Block{};
+    const int64_t packs = ceil_div(next.n, tile_n);
+    const int64_t wanted = ceil_div(pieces, row_blocks.count());  // of the columns
+    const int64_t part =
+        even_block(block.n, std::max<int64_t>(1, ceil_div(block.n, wanted)), tile_n);
+    const int64_t parts = ceil_div(block.n, part);
+    const GemmStore store = store_of(block.j0, block.k0 == 0, block.k0 + block.k == g.k);
 #pragma omp for schedule(dynamic)
-      for (int64_t piece = 0; piece < m_blocks * n_parts; ++piece) {
-        const int64_t i0 = piece / n_parts * block_m;
-        const int64_t part = piece % n_parts * part_n;
-        const int64_t m = std::min(block_m, g.m - i0);
-        const int64_t from = i0 * g.a_row_stride + k0 * g.a_col_stride;
-        kernels.pack_a({.origin = advance(g.a, g.input, from),
-                        .stride = g.a_row_stride,
-                        .k_stride = g.a_col_stride,
-                        .count = m,
-                        .k = k},
-                       a_panels);
-        for (int64_t j = part; j < std::min(part + part_n, n); j += tile_n) {
-          for (int64_t i = 0; i < m; i += tile_m) {
-            kernels.tile(depth, a_panels + i * depth, b_panels + j * depth, store, i0 + i, j,
-                         static_cast<int>(std::min(tile_m, m - i)),
-                         static_cast<int>(std::min(tile_n, n - j)));
-          }
-        }
+    for (int64_t piece = 0; piece < packs + row_blocks.count() * parts; ++piece) {
+      if (piece < packs) {
+        pack_b(next, piece * tile_n);
+      } else {
+        const int64_t rows = (piece - packs) / parts, first = (piece - packs) % parts * part;
+        multiply(block, store, row_blocks.begin(rows), row_blocks.size(rows), first,
+                 std::min(first + part, block.n));
       }
     }
   }

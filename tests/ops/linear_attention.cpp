@@ -271,17 +271,29 @@ std::vector<Op> test_cases() {
 }
 
 std::vector<Op> bench_cases() {
-  const LinearAttentionCall small{
-      .tokens = 1024, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4};
+  const LinearAttentionCall small{  // SmolLM2-135M
+      .tokens = 2048, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4};
+  LinearAttentionCall ungrouped = small;
+  ungrouped.batch = 4;
+  ungrouped.kv_heads = 9;
+  LinearAttentionCall long_sequence = small;
+  long_sequence.tokens = 65536;
   const LinearAttentionCall large{
       .tokens = 2048, .heads = 32, .kv_heads = 32, .head_width = 128, .rope_base = 1e4};
-  LinearAttentionCall larger = large;  // the size at which kernels for GPUs are compared
-  larger.batch = 8;
-  larger.tokens = 8192;
+  LinearAttentionCall larger = large;
+  larger.batch = 4;
+  LinearAttentionCall largest = large;  // the size at which kernels for GPUs are compared
+  largest.batch = 8;
+  largest.tokens = 8192;
   LinearAttentionCall token = large;
   token.tokens = 1;
   token.carried = token.recurrent = true;
-  return {linear_attention(small), linear_attention(large), linear_attention(larger),
+  return {linear_attention(small),
+          linear_attention(ungrouped),
+          linear_attention(long_sequence),
+          linear_attention(large),
+          linear_attention(larger),
+          linear_attention(largest),
           linear_attention(token).forward_only()};
 }
 

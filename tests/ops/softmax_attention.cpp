@@ -126,16 +126,21 @@ std::vector<Op> test_cases() {
 }
 
 std::vector<Op> bench_cases() {
-  return {
-      softmax_attention(
-          {.tokens = 1024, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4}),
-      softmax_attention(
-          {.tokens = 2048, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4}),
-      softmax_attention(
-          {.tokens = 1, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 131071}),
-      softmax_attention(
-          {.tokens = 256, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 4096 - 256}),
-  };
+  std::vector<Op> ops;
+  for (const int64_t tokens : {2048, 8192}) {
+    for (const int64_t d : {64, 128}) {
+      ops.push_back(softmax_attention(
+          {.tokens = tokens, .heads = 9, .kv_heads = 3, .head_width = d, .rope_base = 1e4}));
+    }
+  }
+  ops.push_back(softmax_attention(
+      {.tokens = 2048, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4}));
+  // Generation: a prompt's chunk, and a token, after keys that were rotated before.
+  ops.push_back(softmax_attention(
+      {.tokens = 256, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 4096 - 256}));
+  ops.push_back(softmax_attention(
+      {.tokens = 1, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 131072 - 1}));
+  return ops;
 }
 
 Op from_input(const OpInput& input) {
