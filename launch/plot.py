@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Plots one or several runs: loss, learning rate, gradient norm and speed against tokens seen."""
+"""Plots one or several runs: loss, learning rate, gradient norm and speed against tokens seen; or
+what `supra bench` measured."""
 
 import argparse
 import json
@@ -7,20 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
-
-# Okabe and Ito's palette, told apart with any kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-class InputError(Exception):
-    """Something a person can mend."""
+from plot_bench import plot_benches
+from plot_style import COLOURS, InputError, label
 
 
 class Run:
@@ -75,15 +68,6 @@ def plot_loss(axes: Axes, run: Run, colour: str) -> None:
         axes.plot(tokens, loss, color=colour, linewidth=1, label=label, **style)
 
 
-def label(axes: Axes, title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axes.set_xlabel("tokens seen")
-    axes.set_ylabel(unit)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def plot(runs: list[Run], out: Path) -> None:
     figure = plt.figure(figsize=(10, 7.5), layout="constrained")
     grid = figure.add_gridspec(2, 3, height_ratios=(1.6, 1))
@@ -95,25 +79,34 @@ def plot(runs: list[Run], out: Path) -> None:
         plot_loss(loss, run, colour)
         for axes, key in zip(small, keys, strict=True):
             axes.plot(*run.curve(key), color=colour, linewidth=1.2, label=run.name)
-    label(loss, "Loss", "nats per token")
+    seen = "tokens seen"
+    label(loss, "Loss", seen, "nats per token")
     loss.legend(frameon=False)
-    label(small[0], "Learning rate", "")
+    label(small[0], "Learning rate", seen, "")
     small[0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    label(small[1], "Gradient norm, before clipping", "")
+    label(small[1], "Gradient norm, before clipping", seen, "")
     small[1].set_yscale("log")
-    label(small[2], "Speed", "tokens per second")
+    label(small[2], "Speed", seen, "tokens per second")
     small[2].set_ylim(bottom=0)
     small[2].yaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes in (loss, *small):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.savefig(out, dpi=150)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Plot the metrics of runs.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's folder")
+    parser = argparse.ArgumentParser(description="Plot the metrics of runs, or a bench.")
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="RUN|BENCH.json",
+        help="folders of runs, or files that supra bench or bench/scaling.py wrote",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="PLOT.png", help="file to write")
     args = parser.parse_args()
     try:
-        plot([Run(folder) for folder in args.runs], args.out)
+        if all(source.is_file() for source in args.sources):
+            plot_benches(args.sources, args.out)
+        else:
+            plot([Run(folder) for folder in args.sources], args.out)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

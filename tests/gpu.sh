@@ -57,7 +57,7 @@ else
   printf '\n## Five steps beside the CPU device: not run, it needs two GPUs\n' >>"$report"
 fi
 part "Kernel resources" "$python" tests/kernel_resources.py
-part "Time of every op" build/cuda/op_bench --device cuda --dtype bf16 --memory 64
+part "Time of every op" build/cuda/supra bench ops --device cuda --dtype bf16
 for tool in memcheck racecheck initcheck synccheck; do
   part "compute-sanitizer $tool" timeout 1800 compute-sanitizer --tool "$tool" --error-exitcode 9 \
     build/cuda/unit_tests -tc='ops: every output*,ops: every gradient*'

@@ -1,11 +1,14 @@
 #include "launch/bench/report.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <sys/resource.h>
 #include <thread>
 #include <unistd.h>
 
@@ -62,15 +65,18 @@ double busy_seconds() {
   return (user + nice + system) / static_cast<double>(::sysconf(_SC_CLK_TCK));
 }
 
-/// Cores that programs keep busy while this one sleeps.
-double measure_busy_cores() {
-  using Clock = std::chrono::steady_clock;
-  const auto began = Clock::now();
-  const double before = busy_seconds();
-  std::this_thread::sleep_for(std::chrono::milliseconds(250));
-  const std::chrono::duration<double> elapsed = Clock::now() - began;
-  return (busy_seconds() - before) / elapsed.count();
+/// Seconds that this process has spent.
+double own_seconds() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
+
+/// Other programs as busy as this change what is measured.
+constexpr double noticeable_cores = 0.25;
 
 OrderedJson describe_machine() {
   return {{"host", host_name()},
@@ -88,6 +94,13 @@ OrderedJson describe_program() {
           {"command", command_line()}};
 }
 
+void warn_of_others(double busy_cores, std::string_view verb, std::string_view measured) {
+  if (busy_cores < noticeable_cores) return;
+  std::fflush(stdout);
+  fmt::print(stderr, "supra: other programs {} {:.1f} cores busy: {} too slow\n", verb, busy_cores,
+             measured);
+}
+
 }  // namespace
 
 BenchReport::BenchReport(const std::string& bench) {
@@ -96,25 +109,37 @@ BenchReport::BenchReport(const std::string& bench) {
   json_["date"] = fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)));
   json_["program"] = describe_program();
   json_["machine"] = describe_machine();
-  busy_cores_ = measure_busy_cores();
-  json_["machine"]["busy_cores"] = busy_cores_;
+  std::this_thread::sleep_for(std::chrono::milliseconds(250));
+  json_["machine"]["busy_cores_before"] = busy_cores_of_others();
 }
 
-void BenchReport::introduce(const Device& device, int ranks) {
-  json_["machine"]["device"] = device.description();
-  json_["machine"]["ranks"] = ranks;
+BenchReport::Busy BenchReport::Busy::now() {
+  return {std::chrono::steady_clock::now(), busy_seconds(), own_seconds()};
+}
+
+double BenchReport::busy_cores_of_others() {
+  const Busy now = Busy::now();
+  const double elapsed = std::chrono::duration<double>(now.at - last_.at).count();
+  const double others = now.all - last_.all - ranks_on_host_ * (now.own - last_.own);
+  last_ = now;
+  return std::max(0.0, others) / elapsed;
+}
+
+void BenchReport::introduce(const Device& device, int ranks, int ranks_on_host) {
+  ranks_on_host_ = ranks_on_host;
+  OrderedJson& machine = json_["machine"];
+  machine["device"] = device.description();
+  machine["ranks"] = ranks;
   fmt::print("{} rank{} of {}; {}; commit {}\n", ranks, ranks == 1 ? "" : "s", device.description(),
-             json_["machine"]["cpu"].get<std::string>(), run_commit());
-  constexpr double noticeable = 0.25;
-  if (busy_cores_ > noticeable) {
-    fmt::print(stderr,
-               "supra: other programs keep {:.1f} cores busy: what is measured beside them is too "
-               "slow\n",
-               busy_cores_);
-  }
+             machine["cpu"].get<std::string>(), run_commit());
+  std::fflush(stdout);  // what follows takes long
+  warn_of_others(machine["busy_cores_before"], "keep", "what is measured beside them will be");
 }
 
-void BenchReport::save(const std::string& path) const {
+void BenchReport::save(const std::string& path) {
+  json_["machine"]["busy_cores_meanwhile"] = busy_cores_of_others();
+  warn_of_others(json_["machine"]["busy_cores_meanwhile"], "kept",
+                 "what was measured beside them is");
   if (path.empty()) return;
   std::ofstream file(path, std::ios::binary | std::ios::trunc);
   file << json_.dump(1) << '\n';

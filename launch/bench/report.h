@@ -1,7 +1,9 @@
 #pragma once
 // What a bench writes: one JSON object with its figures, and with what they depend on besides them
-// - machine, program, command, date - so that two files can be compared.
+// - machine, program, command, date - so that two files can be compared. It warns where other
+// programs keep the machine busy.
 
+#include <chrono>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -17,20 +19,30 @@ class BenchReport {
   /// does: begin with it, before the program keeps the machine busy itself.
   explicit BenchReport(const std::string& bench);
 
-  /// Says what is measured on, and warns on standard error where other programs keep the machine
-  /// busy. One rank, for all.
-  void introduce(const Device& device, int ranks = 1);
+  /// Says what is measured on. One rank, for all.
+  void introduce(const Device& device, int ranks = 1, int ranks_on_host = 1);
 
   /// A member of the object, to be set.
   nlohmann::ordered_json& operator[](const std::string& key) { return json_[key]; }
-  const nlohmann::ordered_json& json() const { return json_; }
 
-  /// Writes the object to a file; nothing where `path` is empty.
-  void save(const std::string& path) const;
+  /// Writes the object to a file, if `path` is not empty.
+  void save(const std::string& path);
 
  private:
+  /// CPU time spent until a moment: by everything on this host, and by this process.
+  struct Busy {
+    std::chrono::steady_clock::time_point at = std::chrono::steady_clock::now();
+    double all = 0, own = 0;
+    static Busy now();
+  };
+
+  /// Cores that programs other than this one kept busy since the last call. Ranks are taken to be
+  /// alike.
+  double busy_cores_of_others();
+
   nlohmann::ordered_json json_;
-  double busy_cores_ = 0;  ///< that others kept busy while nothing was measured
+  int ranks_on_host_ = 1;
+  Busy last_ = Busy::now();
 };
 
 /// --json FILE.

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <sys/resource.h>
 
 #include <fmt/ranges.h>
 
 #include "launch/recipe/options.h"
+#include "launch/train/setup.h"
 #include "model/flops.h"
 #include "optim/schedule.h"
 #include "parallel/communication/nccl_communicator.h"
@@ -32,12 +32,6 @@ void check_resumption(const Recipe& now, const RunState& state, int64_t windows)
   check("data.seed", then.data.seed, now.data.seed);
   check("the number of windows in data.train", state.windows, windows);
   check("train.train", name_of(then.train.train), name_of(now.train.train));
-}
-
-size_t peak_memory() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<size_t>(usage.ru_maxrss) * 1024;
 }
 
 }  // namespace
@@ -112,12 +106,7 @@ void Run::start_watch() {
 
 void Run::open() {
   const DataRecipe& data = recipe_.data;
-  if (recipe_.train.device == DeviceKind::cuda) {
-    device_ = make_cuda_device(session_.rank_on_host());
-  } else {
-    const int64_t threads = recipe_.run.threads > 0 ? recipe_.run.threads : session_.threads();
-    device_ = make_cpu_device(static_cast<int>(threads));
-  }
+  device_ = make_training_device(recipe_, session_);
   check_batch(recipe_.train.global_batch, recipe_.train.micro_batch, communicator_->size());
   if (!recipe_.model.base.empty()) base_ = std::make_unique<ModelFile>(recipe_.model.base);
   config_ = resolve_model(recipe_, base_ ? std::optional(base_->config()) : std::nullopt);
@@ -208,22 +197,13 @@ void Run::check_same_run() {
 void Run::make_engine() {
   const EngineOptions options = engine_options(recipe_);
   plan_ = plan_memory(config_, options, communicator_->size());
-  // A GPU is a rank's own; a host's memory is shared, and holds what checkpoints are staged in.
-  const bool shared = recipe_.train.device == DeviceKind::cpu;
-  const size_t available =
-      device_->available_bytes() / (shared ? static_cast<size_t>(session_.ranks_on_host()) : 1);
-  // Beside the arena a GPU holds the ops' scratch, NCCL's buffers and the program itself.
+  // A host's memory holds what checkpoints are staged in; beside the arena a GPU holds the ops'
+  // scratch, NCCL's buffers and the program itself.
   const size_t beside =
-      shared ? CheckpointWriter::staging_bytes(checkpoint_options(recipe_), plan_.state_bytes)
-             : size_t{2} << 30;
-  if (available && plan_.bytes + beside > available) {
-    fail_input(
-        "a rank needs {} of memory, and there is {} for each:\n{}"
-        "use more ranks, a smaller train.micro_batch or checkpoint.staging, or "
-        "train.recompute = \"block\"",
-        format_bytes(plan_.bytes + beside), format_bytes(available),
-        memory_report(plan_.table, communicator_->size()));
-  }
+      recipe_.train.device == DeviceKind::cpu
+          ? CheckpointWriter::staging_bytes(checkpoint_options(recipe_), plan_.state_bytes)
+          : size_t{2} << 30;
+  require_memory(recipe_, session_, *device_, plan_, beside);
   arena_ = std::make_unique<Arena>(*device_, plan_.bytes);
   Communicator& between_devices = nccl_ ? *nccl_ : *communicator_;
   engine_ = std::make_unique<Engine>(config_, options, *device_, *arena_, between_devices);
