@@ -1,19 +1,20 @@
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <cstdio>
+#include <iostream>
+#include <iterator>
 #include <memory>
-#include <numeric>
 #include <optional>
 
 #include "launch/inference.h"
+#include "launch/sampler.h"
 #include "runtime/random.h"
 
 namespace supra {
 namespace {
 
-constexpr int64_t read_at_once =
-    256;  // prompt tokens: enough to fill the chunks of linear attention
+/// Prompt tokens: enough to fill the chunks of linear attention.
+constexpr int64_t read_at_once = 256;
 
 struct GenerateOptions {
   InferenceOptions inference;
@@ -25,13 +26,25 @@ struct GenerateOptions {
   std::optional<int64_t> stop;
 };
 
+/// The prompt as given, or, for "-", what stands on standard input, one id a line or several.
+std::string prompt_text(const std::string& given) {
+  if (given != "-") return given;
+  std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  while (text.ends_with('\n')) text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ',');
+  return text;
+}
+
 std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
   std::vector<int32_t> tokens;
   for (const char *p = text.data(), *end = p + text.size(); p != end;) {
     int32_t id = 0;
     const auto [next, error] = std::from_chars(p, end, id);
     if (error != std::errc() || (next != end && *next != ',') || next + 1 == end) {
-      fail_input("--prompt-tokens must be ids joined by commas, as in 1,2,3; got '{}'", text);
+      fail_input(
+          "--prompt-tokens must be ids joined by commas, as in 1,2,3; after {} ids it has '{}'",
+          tokens.size(),
+          std::string_view(p, static_cast<size_t>(std::min<ptrdiff_t>(end - p, 40))));
     }
     if (id < 0 || id >= vocabulary) {
       fail_input("prompt token {} is outside the model's vocabulary of {}", id, vocabulary);
@@ -43,55 +56,26 @@ std::vector<int32_t> parse_tokens(const std::string& text, int64_t vocabulary) {
   return tokens;
 }
 
-/// Draws from softmax(logits / temperature), cut to the fewest tokens whose probability reaches
-/// top_p; temperature 0 takes the likeliest.
-int32_t sample(const std::vector<float>& logits, double temperature, double top_p, double uniform) {
-  if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
-    throw Error(
-        ExitCode::not_finite,
-        "the model's logits are not finite: its weights hold values that are not; see `supra "
-        "inspect --stats`");
-  }
-  const auto likeliest = std::max_element(logits.begin(), logits.end());
-  if (temperature <= 0) return static_cast<int32_t>(likeliest - logits.begin());
-  std::vector<double> p(logits.size());
-  for (size_t i = 0; i < p.size(); ++i) p[i] = std::exp((logits[i] - *likeliest) / temperature);
-  const double total = std::accumulate(p.begin(), p.end(), 0.0);
-  std::vector<int32_t> order(p.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto probability = [&](int32_t i) { return p[static_cast<size_t>(i)]; };
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return probability(a) != probability(b) ? probability(a) > probability(b) : a < b;
-  });
-  double kept = 0;
-  size_t n = 0;
-  while (n < order.size() && (n == 0 || kept < top_p * total)) kept += probability(order[n++]);
-  double left = uniform * kept;
-  for (size_t i = 0; i < n; ++i) {
-    left -= probability(order[i]);
-    if (left < 0) return order[i];
-  }
-  return order[n - 1];
-}
-
 ExitCode run_generate(const GenerateOptions& o) {
-  RecurrentInference inference(o.inference, 1, read_at_once);
-  RecurrentModel& model = inference.model();
-  const std::vector<int32_t> prompt = parse_tokens(o.prompt, inference.config().vocabulary);
+  DecoderInference inference(o.inference);
+  const auto vocabulary = inference.config().vocabulary;
+  const std::vector<int32_t> prompt = parse_tokens(prompt_text(o.prompt), vocabulary);
   const auto length = static_cast<int64_t>(prompt.size());
+  const auto decoder = inference.make_decoder(
+      {.read_at_once = std::min(read_at_once, length), .context = length + o.count - 1});
   for (int64_t at = 0; at < length; at += read_at_once) {
-    model.read(prompt.data() + at, std::min(read_at_once, length - at));
+    decoder->read(prompt.data() + at, std::min(read_at_once, length - at));
   }
   const RandomStream random(static_cast<uint64_t>(o.seed), "generate");
-  std::vector<float> logits(static_cast<size_t>(inference.config().vocabulary));
+  Sampler sample(o.temperature, o.top_p);
+  std::vector<float> logits(static_cast<size_t>(vocabulary));
   for (int64_t i = 0; i < o.count; ++i) {
-    model.next_logits(logits.data());
-    const int32_t token =
-        sample(logits, o.temperature, o.top_p, random.uniform(static_cast<uint64_t>(i)));
+    decoder->next_logits(logits.data());
+    const int32_t token = sample(logits, random.uniform(static_cast<uint64_t>(i)));
     if (o.stop && token == *o.stop) break;
     fmt::print("{}\n", token);
     std::fflush(stdout);
-    if (i + 1 < o.count) model.read(&token, 1);
+    if (i + 1 < o.count) decoder->read(&token, 1);
   }
   return ExitCode::done;
 }
@@ -101,10 +85,17 @@ ExitCode run_generate(const GenerateOptions& o) {
 void add_generate_command(CLI::App& app, Action& action) {
   const auto o = std::make_shared<GenerateOptions>();
   CLI::App* command = app.add_subcommand(
-      "generate", "Continue a prompt in recurrent form: prints one token id a line, as they come.");
+      "generate",
+      "Continue a prompt, a linear model in recurrent form: prints one token id a line, as they "
+      "come.");
   command->add_option("MODEL.h5", o->inference.model, "Model file, checkpoint folder or index.h5")
       ->required();
-  command->add_option("--prompt-tokens", o->prompt, "Token ids joined by commas")->required();
+  command
+      ->add_option(
+          "--prompt-tokens", o->prompt,
+          "Token ids joined by commas; -: read them from standard input, where lines may join "
+          "them too")
+      ->required();
   command->add_option("-n,--count", o->count, "Tokens to generate")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -70,30 +70,40 @@ Inference::Inference(const InferenceOptions& options, int64_t batch, int64_t tok
   load(engine_->parameters(), *device_, file, options);
 }
 
-RecurrentInference::RecurrentInference(const InferenceOptions& options, int64_t batch,
-                                       int64_t max_tokens)
-    : device_(make_device(options)), communicator_(make_single_communicator()) {
+DecoderInference::DecoderInference(const InferenceOptions& options)
+    : dtype_(dtype_of_option(options)),
+      device_(make_device(options)),
+      communicator_(make_single_communicator()) {
   const ModelFile file(options.model);
   config_ = config_of(file, options);
-  const DType dtype = dtype_of_option(options);
   const auto build = [&](Device& device, Arena& arena) {
     parameters_ =
-        std::make_unique<ShardedParameters>(describe_parameters(config_), Trained::nothing, dtype,
+        std::make_unique<ShardedParameters>(describe_parameters(config_), Trained::nothing, dtype_,
                                             device.ops(), arena, *communicator_, clock_);
-    model_ = std::make_unique<RecurrentModel>(config_, dtype, batch, max_tokens, device, arena,
-                                              *parameters_);
+  };
+  Arena measure;
+  build(*make_dry_device(), measure);
+  arenas_.push_back(std::make_unique<Arena>(*device_, measure.high_water()));
+  build(*device_, *arenas_.back());
+  load(*parameters_, *device_, file, options);
+}
+
+std::unique_ptr<Decoder> DecoderInference::make_decoder(const DecoderSizes& sizes) {
+  const auto build = [&](Device& device, Arena& arena) {
+    return std::make_unique<Decoder>(config_, dtype_, sizes, device, arena, *parameters_);
   };
   // Once over, on a device that computes nothing, to learn how much memory reading takes.
-  Arena measure;
   const auto dry = make_dry_device();
-  build(*dry, measure);
-  const std::vector<int32_t> tokens(static_cast<size_t>(batch * max_tokens), 0);
-  std::vector<float> nll(static_cast<size_t>(batch));
-  model_->read(tokens.data(), max_tokens);
-  model_->next_nll(tokens.data(), nll.data());
-  arena_ = std::make_unique<Arena>(*device_, measure.high_water());
-  build(*device_, *arena_);
-  load(*parameters_, *device_, file, options);
+  Arena measure;
+  {
+    const auto decoder = build(*dry, measure);
+    const std::vector<int32_t> tokens(static_cast<size_t>(sizes.batch * sizes.read_at_once), 0);
+    std::vector<float> nll(static_cast<size_t>(sizes.batch));
+    decoder->read(tokens.data(), sizes.read_at_once);
+    decoder->next_nll(tokens.data(), nll.data());
+  }
+  arenas_.push_back(std::make_unique<Arena>(*device_, measure.high_water()));
+  return build(*device_, *arenas_.back());
 }
 
 }  // namespace supra

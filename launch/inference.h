@@ -3,9 +3,10 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "launch/commands.h"
-#include "model/recurrent.h"
+#include "model/decoder.h"
 #include "parallel/engine.h"
 
 namespace supra {
@@ -40,22 +41,24 @@ class Inference {
   std::unique_ptr<Engine> engine_;
 };
 
-/// The same for the recurrent form, which reads up to `max_tokens` at a time.
-class RecurrentInference {
+/// The same for generating: the weights, and decoders over them.
+class DecoderInference {
  public:
-  RecurrentInference(const InferenceOptions& options, int64_t batch, int64_t max_tokens);
+  explicit DecoderInference(const InferenceOptions& options);
 
-  RecurrentModel& model() { return *model_; }
+  /// In memory of its own, which is given back with this object, and must not outlive it.
+  std::unique_ptr<Decoder> make_decoder(const DecoderSizes& sizes);
   const ModelConfig& config() const { return config_; }
+  Device& device() { return *device_; }
 
  private:
+  DType dtype_;
   ModelConfig config_;
   PhaseClock clock_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Communicator> communicator_;
-  std::unique_ptr<Arena> arena_;
+  std::vector<std::unique_ptr<Arena>> arenas_;  ///< of the weights, and of each decoder
   std::unique_ptr<ShardedParameters> parameters_;
-  std::unique_ptr<RecurrentModel> model_;
 };
 
 }  // namespace supra

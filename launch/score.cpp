@@ -98,22 +98,22 @@ void score_parallel(const ScoreOptions& o, const Rows& rows, const Sink& sink) {
 template <class Sink>
 void score_recurrent(const ScoreOptions& o, const Rows& rows, const Sink& sink) {
   const int64_t T = rows.length() - 1, batch = batch_of(rows, 32 * rows.length());
-  RecurrentInference inference(o.inference, batch, 1);
-  RecurrentModel& model = inference.model();
+  DecoderInference inference(o.inference);
+  const auto decoder = inference.make_decoder({.batch = batch, .context = T});
   std::vector<int32_t> column(static_cast<size_t>(batch)), next(column.size());
   std::vector<float> nll(column.size());
   for_each_batch(
       rows, batch,
       [&](const std::vector<int32_t>& tokens, int64_t, std::vector<float>& logprob) {
-        model.reset();
+        decoder->reset();
         for (int64_t t = 0; t < T; ++t) {
           for (int64_t b = 0; b < batch; ++b) {
             const auto i = static_cast<size_t>(b);
             column[i] = tokens[static_cast<size_t>(b * (T + 1) + t)];
             next[i] = tokens[static_cast<size_t>(b * (T + 1) + t + 1)];
           }
-          model.read(column.data(), 1);
-          model.next_nll(next.data(), nll.data());
+          decoder->read(column.data(), 1);
+          decoder->next_nll(next.data(), nll.data());
           for (int64_t b = 0; b < batch; ++b) {
             logprob[static_cast<size_t>(b * T + t)] = -nll[static_cast<size_t>(b)];
           }
@@ -184,7 +184,8 @@ void add_score_command(CLI::App& app, Action& action) {
   command->add_option("--limit", o->limit, "Only the first so many sequences")
       ->check(CLI::PositiveNumber);
   command->add_flag("--recurrent", o->recurrent,
-                    "Compute in the recurrent form, token by token with constant memory");
+                    "Compute token by token, as `supra generate` does: linear attention in its "
+                    "recurrent form, with constant memory, softmax attention with a cache");
   add_inference_options(*command, o->inference);
   command->callback([o, &action] { action = [o] { return run_score(*o); }; });
 }

@@ -73,6 +73,15 @@ void check_softmax_attention(const Op& op) {
 
 }  // namespace
 
+void check_rotation(const Tensor& x, const Tensor& rope_cos, const Tensor& rope_sin,
+                    const Tensor& y) {
+  SUPRA_CHECK(x.size(3) % 2 == 0, "rotation of heads of odd width: {}", x.shape().to_string());
+  const Shape table{x.size(1), x.size(3) / 2};
+  check_tensor(rope_cos, DType::fp32, table, "rope_cos");
+  check_tensor(rope_sin, DType::fp32, table, "rope_sin");
+  check_tensor(y, x.dtype(), x.shape(), "y");
+}
+
 void check_call(const LinearAttentionForward& op) {
   check_linear_attention(op);
   check_optional(op.statistics, per_head(op.q), "statistics");

@@ -10,5 +10,8 @@ void check_call(const LinearAttentionForward& op);
 void check_call(const LinearAttentionBackward& op);
 void check_call(const SoftmaxAttentionForward& op);
 void check_call(const SoftmaxAttentionBackward& op);
+/// Of Ops::rotate.
+void check_rotation(const Tensor& x, const Tensor& rope_cos, const Tensor& rope_sin,
+                    const Tensor& y);
 
 }  // namespace supra

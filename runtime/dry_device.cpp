@@ -26,6 +26,7 @@ class DryOps final : public Ops {
                        const Tensor&) override {}
   void repeat_heads_forward(const Tensor&, const Tensor&) override {}
   void repeat_heads_backward(const Tensor&, const Tensor&) override {}
+  void rotate(const Tensor&, const Tensor&, const Tensor&, const Tensor&) override {}
   void linear_attention_forward(const LinearAttentionForward&) override {}
   void linear_attention_backward(const LinearAttentionBackward&) override {}
   void linear_attention_recurrent(const LinearAttentionForward&) override {}

@@ -76,7 +76,8 @@ struct LinearAttentionBackward {
 /// (`window` 0: all j <= t), q and k rotated first. No T x T matrix is stored.
 /// q, y [B, T, H, d] A; k, v [B, T, Hkv, d] A; `lse` fp32 [B, T, H] log-sum-exp of the scaled
 /// scores. Keys may be more than queries: k, v [B, Tk, Hkv, d], the queries are then the last T of
-/// Tk positions and rope tables have Tk rows (generation with a cache; forward only).
+/// Tk positions and rope tables have Tk rows (forward only; with a cache of rotated keys, queries
+/// are rotated before and there are no tables).
 struct SoftmaxAttentionForward {
   Tensor q, k, v;
   Tensor rope_cos = {}, rope_sin = {};  ///< fp32 [Tk, d/2]; empty: no rotation
@@ -168,6 +169,12 @@ class Ops {
   /// y[n, h] = x[n, h / (H/Hkv)]. `x` [N, Hkv, d] A, `y` [N, H, d] A.
   virtual void repeat_heads_forward(const Tensor& x, const Tensor& y) = 0;
   virtual void repeat_heads_backward(const Tensor& dy, const Tensor& dx) = 0;
+
+  /// y = x with each pair (x_i, x_{i + d/2}) of each head turned by its token's angle: rotary
+  /// positions, for keys that go into a cache. `x`, `y` [B, T, heads, d] A, `y` may be x; tables
+  /// fp32 [T, d/2].
+  virtual void rotate(const Tensor& x, const Tensor& rope_cos, const Tensor& rope_sin,
+                      const Tensor& y) = 0;
 
   virtual void linear_attention_forward(const LinearAttentionForward& op) = 0;
   virtual void linear_attention_backward(const LinearAttentionBackward& op) = 0;

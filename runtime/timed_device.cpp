@@ -212,6 +212,12 @@ class TimedDevice::TimedOps final : public Ops {
           [&] { inner_.repeat_heads_backward(dy, dx); });
   }
 
+  void rotate(const Tensor& x, const Tensor& rope_cos, const Tensor& rope_sin,
+              const Tensor& y) override {
+    timed("rotate", sizes_of(x), {.bytes = bytes_of({x, rope_cos, rope_sin, y})},
+          [&] { inner_.rotate(x, rope_cos, rope_sin, y); });
+  }
+
   void linear_attention_forward(const LinearAttentionForward& op) override {
     timed("linear_attention_forward", sizes_of(op.q, op.k), cost_of(op),
           [&] { inner_.linear_attention_forward(op); });

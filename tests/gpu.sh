@@ -47,7 +47,7 @@ part() {
   printf 'Toolkit: %s\n' "$(nvcc --version | tail -1)"
 } >"$report"
 
-part "Instruction layouts, ops and models" build/cuda/unit_tests -tc='ptx*,ops*,attention*,linear attention*,model*,recurrent*,cuda*'
+part "Instruction layouts, ops and models" build/cuda/unit_tests -tc='ptx*,ops*,attention*,linear attention*,model*,decoder*,key*,cuda*'
 for ((ranks = 1; ranks <= gpus && ranks <= 8; ranks *= 2)); do
   part "Collectives and sharding, $ranks ranks" mpirun -n "$ranks" build/cuda/mpi_tests
 done

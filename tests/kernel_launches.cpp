@@ -158,6 +158,7 @@ void head_ops(Ops& ops, DType a, int64_t d) {
   ops.relu_bias_backward(tensor(a, {N, H * d}), tensor(a, {N, H * d}), tensor(a, {N, H * d}),
                          tensor(fp32, {H, d}));
   const Tensor rope = tensor(fp32, {T, d / 2}), statistics = tensor(fp32, {B, T, H});
+  ops.rotate(queries(), rope, rope, queries());
   for (const int64_t window : {0, 1024}) {
     ops.softmax_attention_forward(
         {queries(), keys(), keys(), rope, rope, 1, window, queries(), statistics});

@@ -99,7 +99,7 @@ if [[ $preset == release ]]; then
   begin "emulated GPU: ops" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops: every*'
   begin "emulated GPU: same bits" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops*' -tce='ops: every*'
   begin "emulated GPU: models" "${on_gpu[@]}" build/emulated/unit_tests \
-    -tc='attention*,linear attention*,model*,recurrent*,sharding*,checkpoint*,cuda*'
+    -tc='attention*,linear attention*,model*,decoder*,key*,sharding*,checkpoint*,cuda*'
   finish
   # A seed chooses the order in which streams, blocks, warps and lanes run.
   for seeds in '0 2' '4 9'; do

@@ -9,6 +9,7 @@ void add_bench_command(CLI::App& app, Action& action) {
   add_bench_ops_command(*bench, action);
   add_bench_step_command(*bench, action);
   add_bench_collectives_command(*bench, action);
+  add_bench_generate_command(*bench, action);
 }
 
 }  // namespace supra

@@ -7,6 +7,7 @@
 
 namespace supra {
 
+void add_bench_generate_command(CLI::App& bench, Action& action);
 void add_bench_ops_command(CLI::App& bench, Action& action);
 void add_bench_step_command(CLI::App& bench, Action& action);
 void add_bench_collectives_command(CLI::App& bench, Action& action);

@@ -70,6 +70,27 @@ void map_features(const Context& c, const AttentionTensors& w, AttentionSaved& s
   c.ops.rms_norm_forward(s.k_repeated, w.k_norm, eps, s.k, s.k_rstd);
 }
 
+/// Softmax attention over what the cache holds and the tokens at hand, which it takes in. Sequence
+/// by sequence: the rows of one do not follow those of another.
+void cached_attention(const Context& c, const AttentionSaved& s, KeyValueCache& cache) {
+  const int64_t window = c.config.window;
+  cache.make_room(c.ops, c.tokens, window > 0 ? window - 1 : cache.length());
+  const int64_t begin = cache.length(), end = begin + c.tokens;
+  const Tensor q = heads(c, s.q), k = heads(c, s.k), v = heads(c, s.v), y = heads(c, s.y);
+  c.ops.rotate(q, c.rope_cos, c.rope_sin, q);
+  for (int64_t b = 0; b < c.batch; ++b) {
+    c.ops.rotate(k.slice(b, b + 1), c.rope_cos, c.rope_sin, cache.keys(b, begin, end));
+    c.ops.cast(v.slice(b, b + 1), cache.values(b, begin, end));
+    c.ops.softmax_attention_forward({.q = q.slice(b, b + 1),
+                                     .k = cache.keys(b, 0, end),
+                                     .v = cache.values(b, 0, end),
+                                     .scale = score_scale(c.config),
+                                     .window = window,
+                                     .y = y.slice(b, b + 1)});
+  }
+  cache.extend(c.tokens);
+}
+
 /// Gradient of the sum over the query heads of a group.
 Tensor fold_heads(const Context& c, const Tensor& d_repeated) {
   const int64_t d = c.config.head_width;
@@ -117,7 +138,7 @@ Gradients map_features_backward(const Context& c, const AttentionTensors& w,
 
 void attention_forward(const Context& c, const AttentionTensors& w, const Tensor& x,
                        const Tensor& residual, AttentionSaved& s, const Tensor& out,
-                       const AttentionState* state) {
+                       AttentionState* state) {
   const int64_t width = c.config.heads * c.config.head_width;
   const int64_t kv_width = c.config.kv_heads * c.config.head_width;
   s = {};
@@ -148,18 +169,21 @@ void attention_forward(const Context& c, const AttentionTensors& w, const Tensor
       c.ops.linear_attention_forward(op);
     }
   } else {
-    SUPRA_CHECK(!state, "softmax attention has no recurrent form");
     s.q = s.q_in;
     s.k = s.k_in;
-    c.ops.softmax_attention_forward({.q = heads(c, s.q),
-                                     .k = heads(c, s.k),
-                                     .v = heads(c, s.v),
-                                     .rope_cos = c.rope_cos,
-                                     .rope_sin = c.rope_sin,
-                                     .scale = score_scale(c.config),
-                                     .window = c.config.window,
-                                     .y = heads(c, s.y),
-                                     .lse = s.statistics});
+    if (state) {
+      cached_attention(c, s, state->cache);
+    } else {
+      c.ops.softmax_attention_forward({.q = heads(c, s.q),
+                                       .k = heads(c, s.k),
+                                       .v = heads(c, s.v),
+                                       .rope_cos = c.rope_cos,
+                                       .rope_sin = c.rope_sin,
+                                       .scale = score_scale(c.config),
+                                       .window = c.config.window,
+                                       .y = heads(c, s.y),
+                                       .lse = s.statistics});
+    }
   }
   c.ops.linear_forward({.x = s.y, .w = w.o_proj, .residual = residual, .y = out});
 }

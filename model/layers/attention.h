@@ -4,6 +4,7 @@
 // q and k.
 
 #include "model/layers/context.h"
+#include "model/layers/key_value_cache.h"
 
 namespace supra {
 
@@ -26,17 +27,20 @@ struct AttentionSaved {
   Tensor y, statistics;  ///< attention's output; log-sum-exps, or what its normalisation divided by
 };
 
-/// State of the recurrent form, fp32; empty tensors elsewhere.
+/// What a layer keeps of the tokens read so far: a state of fixed size for linear attention, fp32,
+/// or a cache that grows for softmax attention. What does not apply is empty.
 struct AttentionState {
-  Tensor state;    ///< [B, H, d, d]
-  Tensor key_sum;  ///< [B, H, d], denominator only
+  Tensor state = {};    ///< [B, H, d, d]
+  Tensor key_sum = {};  ///< [B, H, d], denominator only
+  KeyValueCache cache = {};
 };
 
-/// out = residual + attention(x). `x`, `residual`, `out` [N, D]. With a state, linear attention
-/// runs in recurrent form and advances it.
+/// out = residual + attention(x). `x`, `residual`, `out` [N, D]. With a state, the tokens follow
+/// those that left it, and it is advanced: linear attention runs in recurrent form, softmax
+/// attention appends to its cache.
 void attention_forward(const Context& c, const AttentionTensors& w, const Tensor& x,
                        const Tensor& residual, AttentionSaved& saved, const Tensor& out,
-                       const AttentionState* state = nullptr);
+                       AttentionState* state = nullptr);
 
 /// dx = gradient of x, given that of `out`; adds the parameters' gradients.
 void attention_backward(const Context& c, const AttentionTensors& w, const AttentionTensors& grad,

@@ -32,7 +32,7 @@ BlockTensors::BlockTensors(const ModelConfig& config, std::span<const Tensor> un
 }
 
 void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& s,
-                   const Tensor& out, const AttentionState* state) {
+                   const Tensor& out, AttentionState* state) {
   const auto eps = static_cast<float>(c.config.norm_eps);
   const auto save = [&](int64_t columns) {
     return c.activation(MemoryClass::activations, columns);

@@ -29,7 +29,7 @@ struct BlockSaved {
 /// Fills `saved` and writes `out` [N, D]; an empty `out` stops where the backward needs nothing
 /// more.
 void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& saved,
-                   const Tensor& out, const AttentionState* state = nullptr);
+                   const Tensor& out, AttentionState* state = nullptr);
 
 /// `d` [N, D] holds the gradient of the output, and on return that of the input. Overwrites
 /// `saved`.

@@ -10,6 +10,7 @@
 #include "runtime/cpu/attention/chains.h"
 #include "runtime/cpu/attention/kernels.h"
 #include "runtime/cpu/cpu_device.h"
+#include "runtime/cpu/softmax_attention_decode.h"
 
 namespace supra::cpu {
 namespace {
@@ -27,6 +28,7 @@ const SoftmaxAttentionKernels& kernels_for(const Tensor& q) {
 void CpuOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
   using Tiles = SoftmaxAttentionForwardTiles;
   check_call(op);
+  if (is_decode(op)) return decode_softmax_attention(op, threads_, scratch_);
   const SoftmaxAttentionKernels& kernels = kernels_for(op.q);
   const Sizes s(op.q, op.k, op.window, kernels.k_per_word);
   const int64_t at_once = chains_at_once(threads_, s.chains, floats_of<Keys::Forward>(s));

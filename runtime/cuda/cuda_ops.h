@@ -46,6 +46,9 @@ class CudaOps final : public Ops {
   void repeat_heads_forward(const Tensor& x, const Tensor& y) override;
   void repeat_heads_backward(const Tensor& dy, const Tensor& dx) override;
 
+  void rotate(const Tensor& x, const Tensor& rope_cos, const Tensor& rope_sin,
+              const Tensor& y) override;
+
   void linear_attention_forward(const LinearAttentionForward& op) override;
   void linear_attention_backward(const LinearAttentionBackward& op) override;
   void linear_attention_recurrent(const LinearAttentionForward& op) override;

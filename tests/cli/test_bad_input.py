@@ -298,17 +298,6 @@ def test_a_model_file_that_cannot_be_used(case, hf_folder, supra, exit_codes, tm
     assert all(word in said for word in words), said
 
 
-def test_a_softmax_model_has_no_recurrent_form(hf_folder, supra, exit_codes, tmp_path):
-    model = tmp_path / "model.h5"
-    supra("import", hf_folder, model)
-    rows = write_sequences(tmp_path / "rows.h5", np.ones((2, 4), dtype=int))
-    for arguments in (
-        ["score", model, rows, "--recurrent"],
-        ["generate", model, "--prompt-tokens=1"],
-    ):
-        assert "no recurrent form" in complaint(exit_codes(0, *arguments))
-
-
 @pytest.mark.parametrize(
     "arguments", [[], ["trian"], ["train"], ["train", "a", "b"], ["score", "--dtype=fp8", "a", "b"]]
 )

@@ -1,5 +1,7 @@
 """supra generate: what it draws, and from what."""
 
+import subprocess
+
 import numpy as np
 import pytest
 from tiny import checkpoint, made_up_text, read_scores, write_sequences
@@ -13,10 +15,18 @@ def model(train_tiny, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def softmax_models(supra, fixtures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("softmax")
+    for name in ("llama_tied", "mistral_window"):
+        supra("import", fixtures / name, folder / f"{name}.h5")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def generate(model, supra):
-    def call(prompt, *options, **how):
+    def call(prompt, *options, by=model, **how):
         text = ",".join(map(str, prompt))
-        result = supra("generate", model, "--prompt-tokens", text, *options, **how)
+        result = supra("generate", by, "--prompt-tokens", text, *options, **how)
         return [int(line) for line in result.stdout.split()]
 
     return call
@@ -33,6 +43,36 @@ def test_temperature_0_takes_the_likeliest_token(length, generate, model, supra,
     last = read_scores(out)[:, -1]
     assert np.exp(last.astype(np.float64)).sum() == pytest.approx(1, abs=1e-4)
     assert len(drawn) == 3 and last[drawn[2]] == pytest.approx(last.max(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "mistral_window"])
+def test_a_softmax_model_generates_what_forwards_over_the_whole_say(
+    name, softmax_models, generate, supra, tmp_path
+):
+    """Each token is the likeliest after all those before it, by the parallel form; the prompt is
+    longer than what is read at once, and much longer than the window of Mistral."""
+    model = softmax_models / f"{name}.h5"
+    prompt = (made_up_text(300, seed=6) % 97).tolist()
+    drawn = generate(prompt, "-n", 24, "--temperature", 0, by=model)
+    assert len(drawn) == 24
+    for i in (0, 1, 11, 23):
+        rows = np.array([[*prompt, *drawn[:i], token] for token in range(97)])
+        out = tmp_path / f"scores-{i}.h5"
+        supra("score", model, write_sequences(tmp_path / f"rows-{i}.h5", rows), "--out", out)
+        last = read_scores(out)[:, -1]
+        assert last[drawn[i]] == pytest.approx(last.max(), abs=1e-5)
+    assert generate(prompt, "-n", 24, "--temperature", 0, "--threads", 1, by=model) == drawn
+
+
+def test_a_prompt_may_come_through_standard_input(generate, model, build):
+    """As `supra generate` prints it, so that one continues another."""
+    first = generate([1, 2, 3], "-n", 8, "--temperature", 0)
+    text = "1,2,3\n" + "".join(f"{token}\n" for token in first[:4])
+    command = [build / "supra", "generate", model, "--prompt-tokens", "-", "-n", "4"]
+    continued = subprocess.run(
+        [*command, "--temperature", "0"], input=text, capture_output=True, text=True, check=True
+    )
+    assert [int(line) for line in continued.stdout.split()] == first[4:]
 
 
 def test_a_seed_draws_the_same_tokens(generate):

@@ -1,4 +1,4 @@
-"""supra score: against Hugging Face transformers, and the recurrent form against the parallel."""
+"""supra score: against Hugging Face transformers, and token by token against the parallel form."""
 
 import json
 
@@ -66,6 +66,19 @@ def test_the_recurrent_form_equals_the_parallel_one(
     parallel = read_scores(tmp_path / "parallel.h5")
     assert parallel.shape == (3, 149) and np.all(parallel < 0)
     assert np.max(np.abs(read_scores(tmp_path / "recurrent.h5") - parallel)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "mistral_window"])
+def test_a_softmax_model_with_a_cache_equals_the_parallel_one(
+    name, imported, supra, fixtures, tmp_path
+):
+    fixture, out = fixtures / name / "fixture.h5", tmp_path / "cached.h5"
+    supra("score", imported[name], fixture, "--recurrent", "--out", out)
+    expected = read_scores(fixture)
+    assert np.max(np.abs(read_scores(out) - expected) / np.abs(expected)) < 1e-4
+    one_thread = tmp_path / "one_thread.h5"
+    supra("score", imported[name], fixture, "--recurrent", "--threads", 1, "--out", one_thread)
+    assert np.array_equal(read_scores(one_thread), read_scores(out))
 
 
 def test_a_softmax_model_can_be_scored_as_a_linear_one(imported, supra, fixtures, tmp_path):

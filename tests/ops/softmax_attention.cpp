@@ -112,6 +112,13 @@ std::vector<Op> test_cases() {
        .window = 50,
        .rope_base = 1e4,
        .cached = 100},
+      // Queries after a cache of keys that were rotated before: one, a few, a chunk of a prompt.
+      {.tokens = 1, .heads = 9, .kv_heads = 3, .head_width = 64},
+      {.batch = 2, .tokens = 1, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 700},
+      {.tokens = 1, .heads = 8, .kv_heads = 1, .head_width = 128, .window = 300, .cached = 600},
+      {.batch = 2, .tokens = 3, .heads = 4, .kv_heads = 2, .head_width = 80, .cached = 255},
+      {.tokens = 8, .heads = 2, .kv_heads = 2, .head_width = 6, .window = 4, .cached = 300},
+      {.tokens = 70, .heads = 6, .kv_heads = 2, .head_width = 64, .window = 90, .cached = 130},
   };
   std::vector<Op> ops;
   for (const SoftmaxAttentionCall& call : calls) ops.push_back(softmax_attention(call));
@@ -128,6 +135,11 @@ std::vector<Op> bench_cases() {
   }
   ops.push_back(softmax_attention(
       {.tokens = 2048, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4}));
+  // Generation: a prompt's chunk, and a token, after keys that were rotated before.
+  ops.push_back(softmax_attention(
+      {.tokens = 256, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 4096 - 256}));
+  ops.push_back(softmax_attention(
+      {.tokens = 1, .heads = 9, .kv_heads = 3, .head_width = 64, .cached = 131072 - 1}));
   return ops;
 }
 

@@ -1,8 +1,8 @@
-// The recurrent form against the parallel one: the same model, read token by token or in chunks.
+// A model that reads token by token, or in chunks, against the same model over whole sequences.
 
 #include <doctest/doctest.h>
 
-#include "model/recurrent.h"
+#include "model/decoder.h"
 #include "tests/reference/model.h"
 #include "tests/unit/small_model.h"
 
@@ -14,7 +14,7 @@ namespace {
 constexpr double tolerance = 1e-4;  // of logits and log-probabilities, which are of order 1
 constexpr int64_t batch = 2;
 
-/// A recurrent model in memory of its own, which begins as NaN.
+/// A decoder in memory of its own, which begins as NaN.
 struct Reader {
   ModelConfig config;
   std::unique_ptr<Device> device = make_test_device(1);
@@ -22,13 +22,15 @@ struct Reader {
   PhaseClock clock;
   Arena arena{*device, size_t{4} << 20, true};
   ShardedParameters parameters;
-  RecurrentModel model;
+  Decoder model;
 
-  explicit Reader(const ModelConfig& c, int64_t max_tokens = 1)
+  explicit Reader(const ModelConfig& c, int64_t read_at_once = 1, int64_t context = 200)
       : config(c),
         parameters(describe_parameters(c), Trained::nothing, DType::fp32, device->ops(), arena,
                    *alone, clock),
-        model(config, DType::fp32, batch, max_tokens, *device, arena, parameters) {
+        model(config, DType::fp32,
+              {.batch = batch, .read_at_once = read_at_once, .context = context}, *device, arena,
+              parameters) {
     load_small_weights(parameters, *device);
   }
 
@@ -80,6 +82,19 @@ std::vector<ModelConfig> every_linear_attention() {
   return all;
 }
 
+ModelConfig windowed(int64_t window) {
+  ModelConfig c = small_model(Attention::softmax);
+  c.window = window;
+  return c;
+}
+
+/// Windows shorter and longer than what is read at once, and none.
+std::vector<ModelConfig> every_attention() {
+  std::vector<ModelConfig> all = every_linear_attention();
+  for (const int64_t window : {0, 1, 5, 40, 150}) all.push_back(windowed(window));
+  return all;
+}
+
 /// The logits after each token, by the reference in double: [T][B * V].
 std::vector<std::vector<float>> parallel_logits(const ModelConfig& c, const SmallBatch& b) {
   reference::Weights<double> weights;
@@ -105,9 +120,9 @@ std::vector<std::vector<float>> parallel_logits(const ModelConfig& c, const Smal
 
 }  // namespace
 
-TEST_CASE("recurrent model: equals the parallel form at every prefix") {
+TEST_CASE("decoder: equals the parallel form at every prefix") {
   constexpr int64_t tokens = 67;  // more than a chunk of the parallel kernel
-  for (const ModelConfig& c : every_linear_attention()) {
+  for (const ModelConfig& c : every_attention()) {
     CAPTURE(to_json(c));
     const SmallBatch b(c, batch, tokens);
     EngineOptions options;
@@ -140,8 +155,8 @@ TEST_CASE("recurrent model: equals the parallel form at every prefix") {
   }
 }
 
-TEST_CASE("recurrent model: a prompt read in chunks leaves what reading token by token leaves") {
-  for (const ModelConfig& c : every_linear_attention()) {
+TEST_CASE("decoder: a prompt read in chunks leaves what reading token by token leaves") {
+  for (const ModelConfig& c : every_attention()) {
     CAPTURE(to_json(c));
     const SmallBatch b(c, batch, 170);
     Reader one(c), chunks(c, 128);
@@ -153,8 +168,8 @@ TEST_CASE("recurrent model: a prompt read in chunks leaves what reading token by
   }
 }
 
-TEST_CASE("recurrent model: a reset forgets everything") {
-  for (const ModelConfig& c : every_linear_attention()) {
+TEST_CASE("decoder: a reset forgets everything") {
+  for (const ModelConfig& c : every_attention()) {
     const SmallBatch b(c, batch, 8);
     Reader used(c), fresh(c);
     for (int64_t t = 0; t < 5; ++t) used.read(b, t, t + 1);
@@ -168,7 +183,7 @@ TEST_CASE("recurrent model: a reset forgets everything") {
   }
 }
 
-TEST_CASE("recurrent model: the state is H matrices of d x d a layer, however much is read") {
+TEST_CASE("decoder: a linear model's state is H matrices of d x d a layer, however much is read") {
   ModelConfig c = small_model();
   CHECK(Reader(c).model.state_bytes() == sizeof(float) * 2 * 4 * 6 * 6);
   c.linear.normalization = Normalization::denominator;
@@ -181,12 +196,36 @@ TEST_CASE("recurrent model: the state is H matrices of d x d a layer, however mu
   CHECK(reader.arena.high_water() == used);
 }
 
-TEST_CASE("recurrent model: softmax attention has none") {
-  try {
-    Reader reader(small_model(Attention::softmax));
-    FAIL("nothing was thrown");
-  } catch (const Error& e) {
-    CHECK(e.code() == ExitCode::bad_input);
-    CHECK(std::string(e.what()).find("no recurrent form") != std::string::npos);
+TEST_CASE("decoder: a softmax model's cache grows by a key and a value a token, up to its window") {
+  constexpr size_t row = sizeof(float) * 2 * 2 * 2 * 6;  // layers, key and value, Hkv, d
+  const SmallBatch b(small_model(), batch, 100);
+  Reader all(windowed(0)), seen(windowed(8));
+  for (int64_t t = 0; t < 100; ++t) {
+    all.read(b, t, t + 1);
+    seen.read(b, t, t + 1);
+    CHECK(all.model.state_bytes() == row * static_cast<size_t>(t + 1));
+    CHECK(seen.model.state_bytes() >= row * static_cast<size_t>(std::min<int64_t>(t + 1, 8)));
+    CHECK(seen.model.state_bytes() <= row * (8 - 1 + 8 / 4));
   }
+}
+
+TEST_CASE("decoder: reading on from a state of arbitrary values gives finite logits") {
+  for (const ModelConfig& c : every_attention()) {
+    CAPTURE(to_json(c));
+    const SmallBatch b(c, batch, 2);
+    Reader reader(c);
+    reader.model.pretend_to_read(150);
+    CHECK(reader.model.position() == 150);
+    reader.read(b, 0, 1);
+    for (const float x : reader.logits()) CHECK(std::isfinite(x));
+    CHECK(reader.model.position() == 151);
+  }
+}
+
+TEST_CASE("decoder: reading more than was said is refused") {
+  Reader reader(windowed(0), 4, 6);
+  const SmallBatch b(reader.config, batch, 12);
+  reader.read(b, 0, 4);
+  CHECK_THROWS_AS(reader.read(b, 4, 7), Error);
+  CHECK_THROWS_AS(reader.read(b, 4, 9), Error);
 }
