@@ -1,7 +1,7 @@
 #pragma once
-// The pieces both attentions are built of: fp32 tiles that stay in cache. A tile has `rows` rows of
-// `padded(d)` floats, its padding zero; so products over padded columns need no masks and change
-// nothing.
+// What both attentions share: rows of heads, rotation, and the scratch memory of tiles. A tile has
+// rows of `padded(d)` elements, its padding zero; so products over padded columns need no masks and
+// change nothing.
 
 #include <cstdint>
 #include <vector>
@@ -12,23 +12,10 @@
 
 namespace supra::cpu {
 
-/// Tokens of a tile: a 64 x 128 tile is 32 KiB, a third of the L2's smallest usual size with its
-/// partners.
-inline constexpr int64_t tile_rows = 64;
-
 /// Row stride of a tile of this many columns: a multiple of two 64-byte vectors.
 constexpr int64_t padded(int64_t columns) {
   return (columns + 31) / 32 * 32;
 }
-
-/// C[m, n] = A B, or += with `add`. A's element (i, p) is a[i*a_row + p*a_column]; B and C are
-/// row-major with row strides ldb, ldc; n is a multiple of 32.
-void tile_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_column,
-                  const float* b, int64_t ldb, float* c, int64_t ldc, bool add);
-
-/// to[column][row] = from[row][column] for `rows` rows of `columns`; rows of `to` beyond are left.
-void tile_transpose(const float* from, int64_t ld_from, int64_t rows, int64_t columns, float* to,
-                    int64_t ld_to);
 
 /// A head's rows inside a tensor [.., T, heads, d]: the first row's address, and the elements
 /// between rows.
@@ -67,9 +54,6 @@ void tile_load(const HeadRows& from, int64_t rows, int64_t d, const Rotation& ro
 void tile_store(const float* tile, int64_t rows, int64_t d, const Rotation& rotation, float factor,
                 const HeadRows& to);
 
-/// to[r] = factors[r] * from[r] for rows of `width` floats; may work in place.
-void tile_scale_rows(const float* from, const float* factors, int64_t rows, int64_t width,
-                     float* to);
 /// y *= factor, respectively y += factor * x, over n floats.
 void tile_scale(float* y, float factor, int64_t n);
 void tile_add(float* y, const float* x, float factor, int64_t n);

@@ -15,9 +15,9 @@
 namespace supra::cpu {
 
 Decay::Decay(float slope) {
-  for (int64_t i = 0; i <= chunk; ++i) {
-    power[i] = static_cast<float>(std::exp(-double{slope} * static_cast<double>(i)));
-  }
+  const double lambda = std::exp(-double{slope});
+  double x = 1;
+  for (int64_t i = 0; i <= chunk; ++i, x *= lambda) power[i] = static_cast<float>(x);
   for (int64_t i = 0; i < 2 * chunk; ++i) reversed[i] = i < chunk ? power[chunk - 1 - i] : 0;
 }
 
@@ -189,33 +189,33 @@ void CpuOps::linear_attention_recurrent(const LinearAttentionForward& op) {
   check_call(op);
   const LinearAttentionParams& p = op.params;
   const Sizes s(op.q, op.k, p.normalization, 1);
-  run_tiled<RecurrentTiles>(threads_, scratch_, s.chains, s, [&](int64_t i,
-                                                                 const RecurrentTiles& t) {
-    const int64_t b = i / s.kv_heads, kv = i % s.kv_heads;
-    for (int64_t h = kv * s.group; h < (kv + 1) * s.group; ++h) {
-      const auto lambda = static_cast<float>(std::exp(-double{p.slopes.data<float>()[h]}));
-      load_state(op.state_in, b, h, s, s.d, t.state);
-      load_state(op.key_sum_in, b, h, s, 1, t.key_sum);
-      for (int64_t token = 0; token < s.tokens; ++token) {
-        const Rotation rotation = Rotation(p.rope_cos, p.rope_sin).at(token, s.d);
-        tile_load(head_rows(op.q, b, h).at(token), 1, s.d, rotation, 1, t.q);
-        tile_load(head_rows(op.k, b, kv).at(token), 1, s.d, rotation, p.scale, t.k);
-        tile_load(head_rows(op.v, b, kv).at(token), 1, s.d, {}, 1, t.v);
-        recurrent_step(lambda, s.d, s.ld, t.q, t.k, t.v, t.state, t.o);
-        if (s.denominator) {
-          tile_add(t.key_sum, t.k, 1, s.ld);
-          t.statistics[0] = tile_dot(t.q, t.key_sum, s.ld);
+  run_tiled<RecurrentTiles>(
+      threads_, scratch_, s.chains, s, [&](int64_t i, const RecurrentTiles& t) {
+        const int64_t b = i / s.kv_heads, kv = i % s.kv_heads;
+        for (int64_t h = kv * s.group; h < (kv + 1) * s.group; ++h) {
+          const auto lambda = static_cast<float>(std::exp(-double{p.slopes.data<float>()[h]}));
+          load_state(op.state_in, b, h, s, s.d, t.state);
+          load_state(op.key_sum_in, b, h, s, 1, t.key_sum);
+          for (int64_t token = 0; token < s.tokens; ++token) {
+            const Rotation rotation = Rotation(p.rope_cos, p.rope_sin).at(token, s.d);
+            tile_load(head_rows(op.q, b, h).at(token), 1, s.d, rotation, 1, t.q);
+            tile_load(head_rows(op.k, b, kv).at(token), 1, s.d, rotation, p.scale, t.k);
+            tile_load(head_rows(op.v, b, kv).at(token), 1, s.d, {}, 1, t.v);
+            recurrent_step(lambda, s.d, s.ld, t.q, t.k, t.v, t.state, t.o);
+            if (s.denominator) {
+              tile_add(t.key_sum, t.k, 1, s.ld);
+              t.statistics[0] = tile_dot(t.q, t.key_sum, s.ld);
+            }
+            normalise_rows(p.normalization, p.eps, 1, s.d, s.ld, t.o, t.statistics);
+            tile_store(t.o, 1, s.d, {}, 1, head_rows(op.y, b, h).at(token));
+            if (op.statistics) {
+              op.statistics.data<float>()[(b * s.tokens + token) * s.heads + h] = t.statistics[0];
+            }
+          }
+          store_state(t.state, op.state_out, b, h, s, s.d);
+          store_state(t.key_sum, op.key_sum_out, b, h, s, 1);
         }
-        normalise_rows(p.normalization, p.eps, 1, s.d, s.ld, t.o, t.statistics);
-        tile_store(t.o, 1, s.d, {}, 1, head_rows(op.y, b, h).at(token));
-        if (op.statistics) {
-          op.statistics.data<float>()[(b * s.tokens + token) * s.heads + h] = t.statistics[0];
-        }
-      }
-      store_state(t.state, op.state_out, b, h, s, s.d);
-      store_state(t.key_sum, op.key_sum_out, b, h, s, 1);
-    }
-  });
+      });
 }
 
 }  // namespace supra::cpu

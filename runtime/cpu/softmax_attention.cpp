@@ -1,7 +1,7 @@
 // Causal softmax attention over tiles with a running maximum (FlashAttention's scheme, Dao 2022).
-// Rotated k and v stay in scratch as operands, so memory grows with T, not with T^2. Forward: a task
-// is a query tile of a head. Backward: a chain is a kv head of a sequence, whose query tiles add to
-// dk and dv one after the other.
+// Rotated k and v stay in scratch as operands, so memory grows with T, not with T^2. Forward: a
+// task is a query tile of a head. Backward: a chain is a kv head of a sequence, whose query tiles
+// add to dk and dv one after the other.
 
 #include <algorithm>
 #include <vector>
@@ -32,8 +32,8 @@ void CpuOps::softmax_attention_forward(const SoftmaxAttentionForward& op) {
   const SoftmaxAttentionKernels& kernels = kernels_for(op.q);
   const Sizes s(op.q, op.k, op.window, kernels.k_per_word);
   const int64_t at_once = chains_at_once(threads_, s.chains, floats_of<Keys::Forward>(s));
-  float* memory = scratch_.get<float>(at_once * floats_of<Keys::Forward>(s) +
-                                      threads_ * floats_of<Tiles>(s));
+  float* memory =
+      scratch_.get<float>(at_once * floats_of<Keys::Forward>(s) + threads_ * floats_of<Tiles>(s));
   const std::vector<Keys::Forward> keys = carve<Keys::Forward>(at_once, s, memory);
   const std::vector<Tiles> tiles = carve<Tiles>(threads_, s, memory);
   for (int64_t first = 0; first < s.chains; first += at_once) {

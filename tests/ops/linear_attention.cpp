@@ -215,6 +215,14 @@ std::vector<Op> test_cases() {
        .normalization = none,
        .recurrent = true},
   };
+  // Widths at either end, over several chunks, the last of them short.
+  calls.push_back({.tokens = 129, .heads = 3, .kv_heads = 1, .head_width = 16, .rope_base = 1e4});
+  calls.push_back({.tokens = 70,
+                   .heads = 2,
+                   .kv_heads = 1,
+                   .head_width = 256,
+                   .rope_base = 1e4,
+                   .carried = true});
   // The chunked kernels of a GPU take these head widths, and split what has few heads.
   for (const int64_t d : {64, 128}) {
     const auto add = [&](LinearAttentionCall call) {
@@ -271,8 +279,12 @@ std::vector<Op> test_cases() {
 }
 
 std::vector<Op> bench_cases() {
-  const LinearAttentionCall small{  // SmolLM2-135M
-      .tokens = 2048, .heads = 9, .kv_heads = 3, .head_width = 64, .rope_base = 1e4};
+  const LinearAttentionCall small{// SmolLM2-135M
+                                  .tokens = 2048,
+                                  .heads = 9,
+                                  .kv_heads = 3,
+                                  .head_width = 64,
+                                  .rope_base = 1e4};
   LinearAttentionCall ungrouped = small;
   ungrouped.batch = 4;
   ungrouped.kv_heads = 9;

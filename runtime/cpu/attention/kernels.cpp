@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -24,14 +25,6 @@ namespace {
 
 namespace portable {
 constexpr int lanes = 4;
-#include "runtime/cpu/vectors.inc"
-
-#include "runtime/cpu/attention/tiles.inc"
-
-#include "runtime/cpu/attention/linear_attention.inc"
-
-#include "runtime/cpu/attention/softmax_attention.inc"
-
 #include "runtime/cpu/attention/isa.inc"
 }  // namespace portable
 
@@ -40,14 +33,6 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 constexpr int lanes = 8;
-#include "runtime/cpu/vectors.inc"
-
-#include "runtime/cpu/attention/tiles.inc"
-
-#include "runtime/cpu/attention/linear_attention.inc"
-
-#include "runtime/cpu/attention/softmax_attention.inc"
-
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx2
@@ -57,14 +42,6 @@ namespace avx512 {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma")
 #define GEMM_AVX512
 constexpr int lanes = 16;
-#include "runtime/cpu/vectors.inc"
-
-#include "runtime/cpu/attention/tiles.inc"
-
-#include "runtime/cpu/attention/linear_attention.inc"
-
-#include "runtime/cpu/attention/softmax_attention.inc"
-
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx512
@@ -74,14 +51,6 @@ namespace avx512_bf16 {
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")
 #define GEMM_BF16_PAIRS
 constexpr int lanes = 16;
-#include "runtime/cpu/vectors.inc"
-
-#include "runtime/cpu/attention/tiles.inc"
-
-#include "runtime/cpu/attention/linear_attention.inc"
-
-#include "runtime/cpu/attention/softmax_attention.inc"
-
 #include "runtime/cpu/attention/isa.inc"
 #pragma GCC pop_options
 }  // namespace avx512_bf16

@@ -16,8 +16,8 @@ inline constexpr int64_t chunk = 64;
 struct LinearAttentionSizes {
   int64_t batch, tokens, heads, kv_heads, d;
   int64_t k_per_word;
-  int64_t ld;      ///< row stride of tiles of width d
-  int64_t group;   ///< query heads of a kv head
+  int64_t ld;     ///< row stride of tiles of width d
+  int64_t group;  ///< query heads of a kv head
   int64_t chains, chunks;
   bool denominator;
 
@@ -59,9 +59,7 @@ struct LinearAttentionForwardState {
   float *state, *key_sum;
   uint32_t* operand;
   LinearAttentionForwardState(TileMemory& m, const LinearAttentionSizes& s)
-      : state(m.take(s.ld * s.ld)),
-        key_sum(m.take(s.ld)),
-        operand(m.words(s.words(s.ld, s.ld))) {}
+      : state(m.take(s.ld * s.ld)), key_sum(m.take(s.ld)), operand(m.words(s.words(s.ld, s.ld))) {}
 };
 
 struct LinearAttentionForwardTiles {

@@ -47,9 +47,9 @@ struct SoftmaxAttentionSizes {
 
 /// Rotated keys, and values, of a kv head: operands, tile by tile.
 struct SoftmaxAttentionKeys {
-  uint32_t *k_columns, *v;                     // forward
+  uint32_t *k_columns, *v;                      // forward
   uint32_t *k = nullptr, *v_columns = nullptr;  // backward, which takes k_columns too
-  float *dk = nullptr, *dv = nullptr;          ///< sums over query heads and tiles
+  float *dk = nullptr, *dv = nullptr;           ///< sums over query heads and tiles
 
   struct Forward;
   struct Backward;
