@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick]; --help for the rest.
-# Installs what is missing, PyTorch in an environment of its own (PyPI's wheel brings CUDA: about 2.5 GB), makes a model
-# and tokens, checks that both sides compute the same, and measures them in turns. Results: build/peers/compare.json.
+# The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick | --help]
+# Installs what is missing, PyTorch in an environment of its own (PyPI's wheel brings CUDA along: 5.6 GB
+# on disk), makes a model and tokens, checks that both compute the same, and measures them in turns.
+# Everything it makes lies in build/peers, the results in compare.json.
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
 cd "$root"
 
 peers=build/peers
-# torch.compile compiles with g++ against Python's headers; tcmalloc is PyTorch's own advice for CPUs.
+# torch.compile compiles against Python's headers; tcmalloc is PyTorch's own advice for CPUs.
 packages+=(python3-dev libtcmalloc-minimal4)
 setup_packages
 setup_python

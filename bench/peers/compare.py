@@ -1,12 +1,13 @@
-"""The training step of `supra` beside PyTorch's: that both compute the same, then tokens per second in turns.
+"""The training step of `supra` beside PyTorch's: agreement, then tokens per second in turns.
 
     bash bench/compare_torch.sh [--quick] [--settings] [--pairs 5] [--threads N]
 
-A model of SmolLM2-135M's shape with random weights and a made-up text are trained on by both, with the
-same windows in the same order. A sample is some optimizer steps: for `supra` a process of its own whose first
-step does not count, for PyTorch turns of one process that has warmed up, compilation included. Samples alternate, and
-the ratio of a configuration is the median of its pairs' ratios. Each side has the micro-batch, and recomputation or not,
-that are fastest for it; they are looked for once and kept (--settings looks again).
+Both train a model of SmolLM2-135M's shape with random weights on the same windows of a made-up
+text, in the same order. A sample is some optimizer steps: for `supra` a process of its own whose
+first step does not count, for PyTorch turns of one process that has warmed up, compilation
+included. Samples alternate, and the ratio of a configuration is the median of its pairs' ratios.
+Each side has the micro-batch, and recomputation or not, that are fastest for it; they are looked
+for once and kept (--settings looks again).
 """
 
 import argparse
@@ -90,10 +91,11 @@ ROWS = [
     Row("SUPRA, mixed, T 8192", "linear", "mixed", 8192, 3),
 ]
 
-# How far loss and gradient norm may lie apart, relative to their size. fp32: a sum of n terms in another order is off by
-# 2^-24 sqrt(n), 1.3e-5 for the longest, over the vocabulary. mixed: PyTorch rounds logits to bf16 and `supra` does not, so the loss is
-# trusted to half a unit of bf16's last place. Gradient norms pass all blocks twice, and Adam's first steps move a weight by the
-# sign of a gradient that may be rounding alone: they are given 16 times bf16's half unit, and a thousandth in fp32.
+# How far loss and gradient norm may lie apart, relative to their size. fp32: a sum of n terms in
+# another order is off by 2^-24 sqrt(n), 1.3e-5 for the longest, over the vocabulary. mixed: PyTorch
+# rounds logits to bf16 and `supra` does not, so the loss is trusted to half a unit of bf16's last
+# place. Gradient norms pass all blocks twice, and Adam's first steps move a weight by the sign of a
+# gradient that may be rounding alone: they are given 16 times as much, and a thousandth in fp32.
 TOLERANCES = {"fp32": (2e-5, 1e-3), "mixed": (2**-9, 2**-5)}
 CHECKED = ("loss", "grad_norm")
 
@@ -109,8 +111,8 @@ def disagreement(ours: list[dict], theirs: list[dict], dtype: str) -> str | None
             apart = abs(a[name] - b[name]) / abs(a[name])
             if not apart <= tolerance:
                 return (
-                    f"step {a['step']}, {dtype}: {name} is {a[name]:.6g} in supra and {b[name]:.6g} in PyTorch, "
-                    f"{apart:.1e} apart where {tolerance:.1e} is allowed"
+                    f"step {a['step']}, {dtype}: {name} is {a[name]:.6g} in supra and "
+                    f"{b[name]:.6g} in PyTorch, {apart:.1e} apart where {tolerance:.1e} is allowed"
                 )
     return None
 
@@ -123,22 +125,23 @@ def ratios(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
 
 def table(results: list[dict]) -> str:
     lines = [
-        "| configuration | supra | tokens/s | GiB | loss | PyTorch | tokens/s | GiB | loss | ratio (least - most) |",
+        "| configuration | supra | tokens/s | GiB | loss | PyTorch | tokens/s | GiB | loss "
+        "| ratio (least - most) |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         cells = [r["row"]["name"]]
         for side in ("supra", "torch"):
             s = r[side]
-            peak, rate = s["peak_memory"] / 2**30, s["tokens_per_second"]
-            cells += [str(Setting(**s["setting"])), f"{rate:.0f}", f"{peak:.2f}", f"{s['loss']:.4f}"]
+            cells += [str(Setting(**s["setting"])), f"{s['tokens_per_second']:.0f}"]
+            cells += [f"{s['peak_memory'] / 2**30:.2f}", f"{s['loss']:.4f}"]
         cells.append("{:.2f} ({:.2f} - {:.2f})".format(*r["ratio"]))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def made_up_tokens(count: int) -> np.ndarray:
-    """Ids whose frequencies fall as 1 / rank, as words' do, every other following from the one before."""
+    """Ids as frequent as 1 / rank, as words are; every other follows from the one before."""
     random = np.random.default_rng(0)
     tokens = np.exp(random.random(count) * np.log(VOCABULARY)).astype(np.int64) - 1
     tokens[1::2] = (5 * tokens[0 : count - 1 : 2] + 7) % VOCABULARY
@@ -157,8 +160,8 @@ class Bench:
         say("making tokens and models with random weights")
         with h5py.File(self.tokens, "w") as file:
             file["tokens"] = made_up_tokens(1 << 20)
-            attributes = {"format": "supra-tokens 1", "vocabulary": VOCABULARY, "eos": 0, "documents": 1}
-            file.attrs.update(attributes)
+            attributes = {"format": "supra-tokens 1", "vocabulary": VOCABULARY, "eos": 0}
+            file.attrs.update(attributes | {"documents": 1})
         for attention in ("linear", "softmax"):
             # A step so small that it changes no weight: its checkpoint holds the initial ones.
             made = self.folder / f"made-{attention}"
@@ -166,7 +169,8 @@ class Bench:
             options |= {"train.learning_rate": 1e-30, "train.min_learning_rate": 0}
             options |= {"train.weight_decay": 0, "run.folder": made}
             shutil.rmtree(made, ignore_errors=True)
-            done = subprocess.run(self.command(options), capture_output=True, text=True, check=False)
+            command = self.command(options)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
 
@@ -179,8 +183,8 @@ class Bench:
         return command + [part for k, v in options.items() for part in ("--set", f"{k}={v}")]
 
     def supra(self, row: Row, setting: Setting, steps: int) -> list[dict]:
-        """What the first steps of a run log, and its peak memory. It is ended in the step after them, before the
-        checkpoint that would take time and memory."""
+        """What the first steps of a run log, and its peak memory. It is ended in the step after
+        them, before the checkpoint that would take time and memory."""
         shutil.rmtree(self.run_folder, ignore_errors=True)
         options = {"model.base": self.model(row), "model.attention": row.attention}
         options |= {"data.sequence_length": row.tokens, "train.steps": LAST_STEP}
@@ -204,7 +208,8 @@ class Bench:
                 process.kill()
             if status is None:
                 sys.exit(f"{' '.join(command)}\n{process.stderr.read()}")
-        lines = [json.loads(x) for x in (self.run_folder / "metrics.jsonl").read_text().splitlines()]
+        metrics = (self.run_folder / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in metrics.splitlines()]
         peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
         wanted = [line for line in lines if "loss" in line][:steps]
         for line in wanted:
@@ -271,7 +276,7 @@ def check(bench: Bench) -> list[dict]:
             with bench.torch(row, Setting(compile=False)) as peer:
                 theirs = peer.steps(3)
             if problem := disagreement(ours, theirs, dtype):
-                sys.exit(f"error: the two do not compute the same with {attention} attention; {problem}")
+                sys.exit(f"error: with {attention} attention they compute different things; {problem}")
             for a, b in zip(ours, theirs, strict=True):
                 print(
                     f"{row.name:14} step {a['step']}: loss {a['loss']:.6f} {b['loss']:.6f}   "
@@ -283,7 +288,7 @@ def check(bench: Bench) -> list[dict]:
 
 
 def fastest(bench: Bench, row: Row) -> dict[str, Setting]:
-    """For each side the fastest of some micro-batches, then with recomputation if that is faster yet."""
+    """For each side the fastest micro-batch, then with recomputation if that is faster yet."""
 
     def of(side: str, setting: Setting) -> float:
         if side == "supra":
@@ -324,26 +329,25 @@ def measure(bench: Bench, row: Row, best: dict[str, Setting], pairs: int, steps:
     ours, theirs = (at_length(best[side], row) for side in ("supra", "torch"))
     say(f"{row.name}: supra {ours}; PyTorch {theirs}; {pairs} pairs")
     samples = {"supra": [], "torch": []}
-    samples["supra"].append(bench.supra(row, ours, 1 + steps))
+    began = {"supra": bench.supra(row, ours, WARM_UP)}
     with bench.torch(row, theirs) as peer:
-        first = peer.steps(max(WARM_UP, 1 + steps))
-        if problem := disagreement(samples["supra"][0][:1], first[:1], row.dtype):
-            sys.exit(f"error: the two do not compute the same; {problem}")
-        samples["supra"].clear()
+        began["torch"] = peer.steps(WARM_UP)
+        if problem := disagreement(began["supra"], began["torch"], row.dtype):
+            sys.exit(f"error: they compute different things; {problem}")
         for _ in range(pairs):
             samples["supra"].append(bench.supra(row, ours, 1 + steps)[1:])
             samples["torch"].append(peer.steps(steps))
-            pair = [rate(row, samples[side][-1]) for side in ("supra", "torch")]
-            print(f"supra {pair[0]:6.0f}   PyTorch {pair[1]:6.0f}   ratio {pair[0] / pair[1]:.3f}", flush=True)
+            a, b = (rate(row, samples[side][-1]) for side in ("supra", "torch"))
+            print(f"supra {a:6.0f}   PyTorch {b:6.0f}   ratio {a / b:.3f}", flush=True)
     rates = {side: [rate(row, sample) for sample in samples[side]] for side in samples}
-    result = {"row": asdict(row), "ratio": ratios(list(zip(rates["supra"], rates["torch"], strict=True)))}
+    pairs_of_rates = list(zip(rates["supra"], rates["torch"], strict=True))
+    result = {"row": asdict(row), "ratio": ratios(pairs_of_rates)}
     for side, setting in (("supra", ours), ("torch", theirs)):
-        last = samples[side][-1][-1]
         result[side] = {
             "setting": asdict(setting),
             "tokens_per_second": statistics.median(rates[side]),
-            "peak_memory": last["peak_memory"],
-            "loss": last["loss"],
+            "peak_memory": samples[side][-1][-1]["peak_memory"],
+            "loss": began[side][-1]["loss"],
             "samples": samples[side],
         }
     return result
@@ -364,18 +368,19 @@ def versions(bench: Bench) -> dict:
     }
     found = {}
     for name, command in commands.items():
-        found[name] = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[name] = done.stdout.strip()
     found["torch"], found["transformers"] = found.pop("peers").split()
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/peers", help="for all it makes")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/peers", help="of all it makes")
     parser.add_argument("--quick", action="store_true", help="the headline only")
     parser.add_argument("--pairs", type=int, help="pairs of every configuration (5 and 3)")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of a sample (1)")
-    parser.add_argument("--settings", action="store_true", help="look for the fastest settings again")
+    parser.add_argument("--settings", action="store_true", help="look for the best ones again")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     a = parser.parse_args()
     bench = Bench(a.folder.resolve(), a.threads)

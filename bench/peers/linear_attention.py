@@ -2,10 +2,11 @@
 
     python bench/peers/linear_attention.py --threads 2
 
-With q, k [B, T, H, d] rotated and v: o_t = sum over j <= t of lambda^(t-j) (q_t . k_j / sqrt(d)) v_j, then a GroupNorm of
-each head (docs/mathematics.md, section 6). Chunked, as a PyTorch user writes it for speed: batched products inside
-of all chunks at once, and the states at all chunk boundaries at once through the matrix of decays between chunks,
-so that nothing loops over chunks in Python. Prints one JSON line for each shape, dtype and mode.
+With q and k rotated, o_t = sum over j <= t of lambda^(t-j) (q_t . k_j / sqrt(d)) v_j, then a GroupNorm
+of each head (docs/mathematics.md, section 6). Chunked, as a PyTorch user writes it for speed:
+batched products inside of all chunks at once, and the states at all chunk boundaries at once through
+the matrix of decays between chunks, so that nothing loops over chunks in Python. Prints one JSON
+line for each shape, dtype and mode.
 """
 
 import argparse
@@ -25,15 +26,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def rotary_tables(tokens: int, width: int, base: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    tokens: int, width: int, base: float, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
     frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width) / scale
     angles = torch.arange(tokens, dtype=torch.float64)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
 
 
 def lightning_slopes(heads: int) -> Tensor:
-    """Decay rates s_h: 2^(-8 (h + 1) / H), where H is no power of two those of the next lower one P, then
-    every other of 2 P."""
+    """Decay rates s_h: 2^(-8 (h + 1) / H); where H is no power of two those of the next lower one
+    P, then every other of 2 P."""
     lower = 2 ** int(math.log2(heads))
     rates = [2 ** (-8 * (h + 1) / lower) for h in range(lower)]
     rates += [2 ** (-8 * (h + 1) / (2 * lower)) for h in range(0, 2 * (heads - lower), 2)]
@@ -41,12 +44,14 @@ def lightning_slopes(heads: int) -> Tensor:
 
 
 def chunk_for(tokens: int, width: int) -> int:
-    """The fastest of 64, 128 and 256: the work of all boundaries' states grows with the square of their number."""
+    """The fastest of 64, 128 and 256. The work on states grows with the square of their number."""
     return max(64 if tokens <= 2048 else 128, width)
 
 
 class LinearAttention(nn.Module):
-    def __init__(self, heads: int, width: int, tokens: int, chunk: int | None = None, eps: float = 1e-5) -> None:
+    def __init__(
+        self, heads: int, width: int, tokens: int, chunk: int | None = None, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         c = self.chunk = min(chunk or chunk_for(tokens, width), tokens)
         self.eps, self.width = eps, width
@@ -82,9 +87,12 @@ class LinearAttention(nn.Module):
         return F.layer_norm(out.float(), (d,), eps=self.eps).to(dtype)
 
 
-def time_of(heads: int, kv_heads: int, width: int, a: argparse.Namespace, dtype: torch.dtype, compiled: bool) -> dict:
+def time_of(
+    shape: tuple[int, int, int], dtype: torch.dtype, compiled: bool, a: argparse.Namespace
+) -> dict:
     """Milliseconds of a forward and its backward to q, k and v."""
     B, T = a.batch, a.tokens
+    heads, kv_heads, width = shape
     torch.manual_seed(0)
     torch._dynamo.reset()
     q, k, v = (torch.randn(B, T, n, width).to(dtype) for n in (heads, kv_heads, kv_heads))
@@ -120,10 +128,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    for heads, kv_heads, width in ((9, 3, 64), (9, 9, 64), (32, 32, 128)):
+    for shape in ((9, 3, 64), (9, 9, 64), (32, 32, 128)):
         for dtype in (torch.bfloat16, torch.float32):
             for compiled in (False, True):
-                print(json.dumps(time_of(heads, kv_heads, width, a, dtype, compiled)), flush=True)
+                print(json.dumps(time_of(shape, dtype, compiled, a)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The SUPRA model, and its softmax base, in plain PyTorch; weights come from a model file or a checkpoint of `supra`.
+"""The SUPRA model in plain PyTorch, and its softmax base by transformers, with weights of `supra`.
 
-Parameters have the names that Hugging Face gives them, so that transformers' own Llama takes the same weights.
+Parameters have the names that Hugging Face gives them, as in a model file or checkpoint.
 """
 
 import json
@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """As Llama has it: fp32 inside, the result in the dtype of x. nn.RMSNorm wants weights of that dtype."""
+    """As Llama has it: fp32 inside, the result in x's dtype, which nn.RMSNorm wants weights in."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def losses(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tens
 
 
 def load_model(path: Path, tokens: int, recompute: bool) -> nn.Module:
-    """The model of a model file or checkpoint: ours when its attention is linear, else transformers'."""
+    """Of a model file or checkpoint: ours when its attention is linear, else transformers'."""
     with h5py.File(path / "index.h5" if path.is_dir() else path) as file:
         config = json.loads(file.attrs["config"])
         stored = file["model"]
