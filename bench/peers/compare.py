@@ -276,7 +276,7 @@ def check(bench: Bench) -> list[dict]:
             with bench.torch(row, Setting(compile=False)) as peer:
                 theirs = peer.steps(3)
             if problem := disagreement(ours, theirs, dtype):
-                sys.exit(f"error: with {attention} attention they compute different things; {problem}")
+                sys.exit(f"error: {row.name}: they compute different things; {problem}")
             for a, b in zip(ours, theirs, strict=True):
                 print(
                     f"{row.name:14} step {a['step']}: loss {a['loss']:.6f} {b['loss']:.6f}   "

@@ -2,11 +2,11 @@
 
     python bench/peers/linear_attention.py --threads 2
 
-With q and k rotated, o_t = sum over j <= t of lambda^(t-j) (q_t . k_j / sqrt(d)) v_j, then a GroupNorm
-of each head (docs/mathematics.md, section 6). Chunked, as a PyTorch user writes it for speed:
-batched products inside of all chunks at once, and the states at all chunk boundaries at once through
-the matrix of decays between chunks, so that nothing loops over chunks in Python. Prints one JSON
-line for each shape, dtype and mode.
+With q and k rotated, o_t = sum over j <= t of lambda^(t-j) (q_t . k_j / sqrt(d)) v_j, then a
+GroupNorm of each head (docs/mathematics.md, section 6). Chunked, as a PyTorch user writes it for
+speed: batched products inside of all chunks at once, and the states at all chunk boundaries at once
+through the matrix of decays between chunks, so that nothing loops over chunks in Python. Prints one
+JSON line for each shape, dtype and mode.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python bench/peers/torch_step.py MODEL TOKENS --samples RUN/samples-0000.jsonl --compile
 
 Takes the windows that a run of `supra` logged (run.log_samples), in its order and from the start
-again when they are used up. Each line of standard input is a number of steps to train; for each step
-a JSON line is printed. In between the process sleeps, so that it can take turns with another.
+again when they are used up. Each line of standard input is a number of steps to train; for each
+step a JSON line is printed. In between the process sleeps, so that it can take turns with another.
 """
 
 import argparse
