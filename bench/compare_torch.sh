@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick | --help]
 # Installs what is missing, PyTorch in an environment of its own (PyPI's wheel brings CUDA along:
-# 5.6 GB on disk), makes models and tokens, checks that both compute the same, and measures in turns.
+# 5.6 GB on disk), makes models and tokens, checks that both compute the same, and measures them.
 # Everything it makes lies in build/peers, the results in compare.json.
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
