@@ -15,8 +15,9 @@
 #include "runtime/dtype.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GEMM_X86
+#define KERNEL_X86
 #include <immintrin.h>
 #endif
 
-#define GEMM_INLINE [[gnu::always_inline]] inline
+#define KERNEL_INLINE [[gnu::always_inline]] inline
+#define KERNEL_ALWAYS __attribute__((always_inline))  // of a lambda
