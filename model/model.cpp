@@ -124,7 +124,7 @@ void Model::accumulate_gradients(const int32_t* inputs, const int32_t* targets, 
     if (options_.recompute_blocks) {
       const Arena::Scope scope(arena_);
       BlockSaved again;
-      block_forward(c, w, x[l], again, {});
+      block_recompute(c, w, x[l], again);
       block_backward(c, w, grad, again, x[l], d);
     } else {
       block_backward(c, w, grad, saved[l], x[l], d);

@@ -31,32 +31,47 @@ BlockTensors::BlockTensors(const ModelConfig& config, std::span<const Tensor> un
   SUPRA_CHECK(next == unit.end(), "a block's unit has {} tensors too many", unit.end() - next);
 }
 
-void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& s,
-                   const Tensor& out, AttentionState* state) {
-  const auto eps = static_cast<float>(c.config.norm_eps);
+namespace {
+
+void normalise(const Context& c, const Tensor& x, const Tensor& weight, const Tensor& h,
+               const Tensor& rstd) {
+  c.ops.rms_norm_forward(x, weight, static_cast<float>(c.config.norm_eps), h, rstd);
+}
+
+/// Everything up to the MLP's product; `h` [N, D] is room for normalised rows.
+void fill(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& s, const Tensor& h,
+          AttentionState* state) {
   const auto save = [&](int64_t columns) {
     return c.activation(MemoryClass::activations, columns);
   };
   const auto save_rstd = [&] {
     return c.arena.allocate(MemoryClass::activations, DType::fp32, {c.rows()});
   };
-  s.h1 = save(c.config.width);
   s.rstd1 = save_rstd();
-  c.ops.rms_norm_forward(x, w.input_norm, eps, s.h1, s.rstd1);
+  normalise(c, x, w.input_norm, h, s.rstd1);
   s.x1 = save(c.config.width);
-  attention_forward(c, w.attention, s.h1, x, s.attention, s.x1, state);
-  s.h2 = save(c.config.width);
+  attention_forward(c, w.attention, h, x, s.attention, s.x1, state);
   s.rstd2 = save_rstd();
-  c.ops.rms_norm_forward(s.x1, w.post_norm, eps, s.h2, s.rstd2);
+  normalise(c, s.x1, w.post_norm, h, s.rstd2);
   s.gate = save(c.config.ffn);
   s.up = save(c.config.ffn);
-  c.ops.linear_forward({.x = s.h2, .w = w.gate_proj, .y = s.gate});
-  c.ops.linear_forward({.x = s.h2, .w = w.up_proj, .y = s.up});
-  if (!out) return;
+  c.ops.linear_forward({.x = h, .w = w.gate_proj, .y = s.gate});
+  c.ops.linear_forward({.x = h, .w = w.up_proj, .y = s.up});
+}
+
+}  // namespace
+
+void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& s,
+                   const Tensor& out, AttentionState* state) {
+  fill(c, w, x, s, out, state);
   const Arena::Scope scope(c.arena);
   const Tensor product = c.scratch(c.config.ffn);
   c.ops.swiglu_forward(s.gate, s.up, product);
   c.ops.linear_forward({.x = product, .w = w.down_proj, .residual = s.x1, .y = out});
+}
+
+void block_recompute(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& s) {
+  fill(c, w, x, s, c.scratch(c.config.width), nullptr);
 }
 
 void block_backward(const Context& c, const BlockTensors& w, const BlockTensors& grad,
@@ -72,15 +87,17 @@ void block_backward(const Context& c, const BlockTensors& w, const BlockTensors&
     c.ops.linear_backward_input(d, w.down_proj, product, false);
     c.ops.swiglu_backward(s.gate, s.up, product, s.gate, s.up);
     const Tensor &dgate = s.gate, &dup = s.up;
-    if (grad.gate_proj) c.ops.linear_backward_weight(dgate, s.h2, grad.gate_proj);
-    if (grad.up_proj) c.ops.linear_backward_weight(dup, s.h2, grad.up_proj);
-    const Tensor dh = c.scratch(c.config.width);
+    const Tensor h = c.scratch(c.config.width), &dh = h;
+    if (grad.gate_proj || grad.up_proj) normalise(c, s.x1, w.post_norm, h, s.rstd2);
+    if (grad.gate_proj) c.ops.linear_backward_weight(dgate, h, grad.gate_proj);
+    if (grad.up_proj) c.ops.linear_backward_weight(dup, h, grad.up_proj);
     c.ops.linear_backward_input(dgate, w.gate_proj, dh, false);
     c.ops.linear_backward_input(dup, w.up_proj, dh, true);
     c.ops.rms_norm_backward(s.x1, w.post_norm, s.rstd2, dh, d, d, grad.post_norm);
   }
-  const Tensor dh = c.scratch(c.config.width);
-  attention_backward(c, w.attention, grad.attention, s.attention, s.h1, d, dh);
+  const Tensor h = c.scratch(c.config.width), dh = c.scratch(c.config.width);
+  normalise(c, x, w.input_norm, h, s.rstd1);
+  attention_backward(c, w.attention, grad.attention, s.attention, h, d, dh);
   c.ops.rms_norm_backward(x, w.input_norm, s.rstd1, dh, d, d, grad.input_norm);
 }
 

@@ -18,18 +18,19 @@ struct BlockTensors {
   BlockTensors(const ModelConfig& config, std::span<const Tensor> unit);
 };
 
-/// What the backward needs besides the block's input.
+/// What the backward needs besides the block's input. Normalised rows and the MLP's product are not
+/// among it: to make them again takes a pass over memory, no product.
 struct BlockSaved {
-  Tensor h1, rstd1;  ///< normalised input
   AttentionSaved attention;
-  Tensor x1, h2, rstd2;
+  Tensor rstd1, x1, rstd2;
   Tensor gate, up;
 };
 
-/// Fills `saved` and writes `out` [N, D]; an empty `out` stops where the backward needs nothing
-/// more.
+/// Fills `saved` and writes `out` [N, D].
 void block_forward(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& saved,
                    const Tensor& out, AttentionState* state = nullptr);
+/// Fills `saved` again, from the same x.
+void block_recompute(const Context& c, const BlockTensors& w, const Tensor& x, BlockSaved& saved);
 
 /// `d` [N, D] holds the gradient of the output, and on return that of the input. Overwrites
 /// `saved`.

@@ -17,7 +17,7 @@ struct Normed {
 }  // namespace
 
 int64_t head_chunk(int64_t vocabulary) {
-  constexpr int64_t logits = int64_t{1} << 25;
+  constexpr int64_t logits = int64_t{3} << 23;
   return std::max<int64_t>(64, logits / vocabulary / 64 * 64);
 }
 
