@@ -12,7 +12,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
-#include "runtime/cpu/gemm_kernels.h"
+#include "runtime/cpu/gemm/gemm_kernels.h"
 
 namespace {
 

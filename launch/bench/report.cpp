@@ -16,7 +16,7 @@
 
 #include "launch/report/run_log.h"
 #include "parallel/hosts.h"
-#include "runtime/cpu/gemm.h"
+#include "runtime/cpu/gemm/gemm.h"
 
 namespace supra {
 namespace {

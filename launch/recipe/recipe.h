@@ -272,7 +272,8 @@ struct WatchRecipe {
 
   template <class Self, class Visitor>
   static void visit(Self& s, Visitor& v) {
-    v.section("watch", "What is watched for while a run goes on. docs/watchdog.md, docs/operations.md.");
+    v.section("watch",
+              "What is watched for while a run goes on. docs/watchdog.md, docs/operations.md.");
     v.key("step_timeout", s.step_timeout,
           "Seconds that a step, a validation or a wait for a checkpoint may take before the run "
           "is ended; 0: any.",

@@ -1,9 +1,9 @@
 #pragma once
 // One op, one description. An Op lists the tensors of one call with what each is for, how the
 // device is called, and the reference it must equal. Correctness, gradients, aliasing, determinism
-// (tests/unit/test_ops.cpp), timing (launch/bench/ops.cpp) and running on files (tests/op_runner.cpp)
-// all follow from it. To add an op, add one file in this folder that ends with a `Registered`
-// OpFamily.
+// (tests/unit/test_ops.cpp), timing (launch/bench/ops.cpp) and running on files
+// (tests/op_runner.cpp) all follow from it. To add an op, add one file in this folder that ends
+// with a `Registered` OpFamily.
 
 #include <functional>
 #include <map>

@@ -12,7 +12,7 @@
 #include <doctest/doctest.h>
 #include <fmt/format.h>
 
-#include "runtime/cpu/gemm_kernels.h"
+#include "runtime/cpu/gemm/gemm_kernels.h"
 
 namespace supra::cpu {
 namespace {

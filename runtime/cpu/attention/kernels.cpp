@@ -1,13 +1,13 @@
 #include "runtime/cpu/attention/kernels.h"
 
-#include "runtime/cpu/gemm.h"
-#include "runtime/cpu/isa.h"
+#include "runtime/cpu/gemm/gemm.h"
+#include "runtime/cpu/isa/isa.h"
 
 namespace supra::cpu {
 namespace {
 
 #define SUPRA_ISA_KERNELS "runtime/cpu/attention/isa.inc"
-#include "runtime/cpu/each_isa.inc"
+#include "runtime/cpu/isa/each_isa.inc"
 
 }  // namespace
 

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "runtime/cpu/attention_tile.h"
+#include "runtime/cpu/attention/attention_tile.h"
 #include "runtime/ops.h"
 
 namespace supra::cpu {

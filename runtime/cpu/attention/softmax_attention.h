@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "runtime/cpu/attention_tile.h"
+#include "runtime/cpu/attention/attention_tile.h"
 #include "runtime/ops.h"
 
 namespace supra::cpu {

@@ -1,8 +1,8 @@
 #pragma once
-// NCCL, as far as parallel/communication/nccl_communicator.cpp uses it, between the processes of an MPI job: one
-// emulated GPU each. MPI must be running. Every rank must issue the same collectives in the same
-// order, whatever their communicators, as NCCL_LAUNCH_ORDER_IMPLICIT asks; the first that differs
-// is an error on all ranks, which names both.
+// NCCL, as far as parallel/communication/nccl_communicator.cpp uses it, between the processes of an
+// MPI job: one emulated GPU each. MPI must be running. Every rank must issue the same collectives
+// in the same order, whatever their communicators, as NCCL_LAUNCH_ORDER_IMPLICIT asks; the first
+// that differs is an error on all ranks, which names both.
 
 #include <cstddef>
 

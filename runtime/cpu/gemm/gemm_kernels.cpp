@@ -1,14 +1,14 @@
-#include "runtime/cpu/gemm_kernels.h"
+#include "runtime/cpu/gemm/gemm_kernels.h"
 
 #include <vector>
 
-#include "runtime/cpu/isa.h"
+#include "runtime/cpu/isa/isa.h"
 
 namespace supra::cpu {
 namespace {
 
-#define SUPRA_ISA_KERNELS "runtime/cpu/gemm_kernels.inc"
-#include "runtime/cpu/each_isa.inc"
+#define SUPRA_ISA_KERNELS "runtime/cpu/gemm/gemm_kernels.inc"
+#include "runtime/cpu/isa/each_isa.inc"
 
 std::vector<GemmIsa> supported() {
   std::vector<GemmIsa> isas;

@@ -1,6 +1,6 @@
 #pragma once
 // To be included by what compiles kernels for each instruction set, before
-// runtime/cpu/each_isa.inc.
+// runtime/cpu/isa/each_isa.inc.
 
 #include <algorithm>
 #include <array>

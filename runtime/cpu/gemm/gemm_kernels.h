@@ -10,7 +10,7 @@
 #include <span>
 #include <string_view>
 
-#include "runtime/cpu/gemm.h"
+#include "runtime/cpu/gemm/gemm.h"
 
 namespace supra::cpu {
 

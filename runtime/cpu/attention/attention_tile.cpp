@@ -1,4 +1,4 @@
-#include "runtime/cpu/attention_tile.h"
+#include "runtime/cpu/attention/attention_tile.h"
 
 #include "runtime/cpu/simd.h"
 

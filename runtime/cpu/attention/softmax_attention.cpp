@@ -9,8 +9,8 @@
 #include "runtime/attention_checks.h"
 #include "runtime/cpu/attention/chains.h"
 #include "runtime/cpu/attention/kernels.h"
+#include "runtime/cpu/attention/softmax_attention_decode.h"
 #include "runtime/cpu/cpu_device.h"
-#include "runtime/cpu/softmax_attention_decode.h"
 
 namespace supra::cpu {
 namespace {

@@ -1,4 +1,4 @@
-#include "runtime/cpu/gemm.h"
+#include "runtime/cpu/gemm/gemm.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -8,7 +8,7 @@
 #include <fmt/ranges.h>
 #include <omp.h>
 
-#include "runtime/cpu/gemm_kernels.h"
+#include "runtime/cpu/gemm/gemm_kernels.h"
 #include "runtime/error.h"
 
 namespace supra::cpu {

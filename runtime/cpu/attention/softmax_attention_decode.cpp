@@ -4,7 +4,7 @@
 // maximum, a sum and a weighted sum of values a query; these are merged in the order of the blocks,
 // which depend on sizes alone.
 
-#include "runtime/cpu/softmax_attention_decode.h"
+#include "runtime/cpu/attention/softmax_attention_decode.h"
 
 #include <algorithm>
 #include <cmath>
