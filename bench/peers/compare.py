@@ -33,29 +33,7 @@ VOCABULARY = 49152
 LAST_STEP = 1000  # of a run that is ended long before
 WARM_UP = 2  # steps of PyTorch: compilation, and the optimizer's first
 
-RECIPE = f"""
-[model]
-vocabulary = {VOCABULARY}
-width = 576
-layers = 30
-heads = 9
-kv_heads = 3
-ffn = 1536
-tied_head = true
-rope_base = 1e5
-
-[train]
-global_batch = 1
-learning_rate = 3e-4
-min_learning_rate = 3e-4
-warmup_steps = 0
-
-[run]
-log_samples = true
-
-[checkpoint]
-staging = 16
-"""
+RECIPE = ROOT / "bench/smollm2-135m.toml"
 
 
 @dataclass(frozen=True)
@@ -151,12 +129,11 @@ def made_up_tokens(count: int) -> np.ndarray:
 class Bench:
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder, self.threads = folder, threads
-        self.recipe, self.tokens = folder / "recipe.toml", folder / "tokens.h5"
+        self.tokens = folder / "tokens.h5"
         self.run_folder = folder / "run"
 
     def make_inputs(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.recipe.write_text(RECIPE)
         say("making tokens and models with random weights")
         with h5py.File(self.tokens, "w") as file:
             file["tokens"] = made_up_tokens(1 << 20)
@@ -169,7 +146,7 @@ class Bench:
             options |= {"train.learning_rate": 1e-30, "train.min_learning_rate": 0}
             options |= {"train.weight_decay": 0, "run.folder": made}
             shutil.rmtree(made, ignore_errors=True)
-            command = self.command(options)
+            command = self.command(RECIPE, options)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 sys.exit(done.stderr)
@@ -177,9 +154,10 @@ class Bench:
     def model(self, row: Row) -> Path:
         return self.folder / f"made-{row.attention}/checkpoints/step-00000001"
 
-    def command(self, options: dict) -> list[str]:
+    def command(self, recipe: Path, options: dict) -> list[str]:
         options = {"data.train": self.tokens, "run.threads": self.threads} | options
-        command = [str(SUPRA), "train", str(self.recipe)]
+        options |= {"run.log_samples": "true"}
+        command = [str(SUPRA), "train", str(recipe)]
         return command + [part for k, v in options.items() for part in ("--set", f"{k}={v}")]
 
     def supra(self, row: Row, setting: Setting, steps: int) -> list[dict]:
@@ -191,10 +169,10 @@ class Bench:
         options |= {"train.global_batch": row.batch, "train.micro_batch": setting.micro_batch}
         options |= {"train.recompute": "block" if setting.recompute else "none"}
         options |= {"train.dtype": row.dtype, "run.folder": self.run_folder}
-        command = self.command(options)
         # The sizes of a new model are no keys of one that has a base.
-        command[2] = str(self.folder / "train.toml")
-        (self.folder / "train.toml").write_text("[train]" + RECIPE.split("[train]")[1])
+        recipe = self.folder / "train.toml"
+        recipe.write_text("[data]" + RECIPE.read_text().split("[data]")[1])
+        command = self.command(recipe, options)
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

@@ -126,12 +126,14 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, help="tokens of a chunk (the fastest measured)")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of q, k and v")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     for shape in ((9, 3, 64), (9, 9, 64), (32, 32, 128)):
-        for dtype in (torch.bfloat16, torch.float32):
+        for dtype in a.dtypes:
             for compiled in (False, True):
-                print(json.dumps(time_of(shape, dtype, compiled, a)), flush=True)
+                found = time_of(shape, getattr(torch, dtype), compiled, a)
+                print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
