@@ -248,12 +248,7 @@ void add_bench_collectives_command(CLI::App& bench, Action& action) {
   command->add_option("--device", o->device, "cpu with MPI, or cuda with NCCL")
       ->check(CLI::IsMember({"cpu", "cuda"}))
       ->capture_default_str();
-  command->add_option("--rounds", o->rounds, "Turns of every call; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_option("--seconds", o->seconds, "Length of a turn, about")
-      ->check(CLI::Range(1e-6, 60.0))
-      ->capture_default_str();
+  add_turn_options(*command, o->rounds, o->seconds);
   add_json_option(*command, o->json);
   command->callback([o, &action] {
     action = [o] {

@@ -261,12 +261,7 @@ void add_bench_ops_command(CLI::App& bench, Action& action) {
   command->add_option("--threads", o->threads, "Threads of the CPU device")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command->add_option("--rounds", o->rounds, "Turns of every call; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_option("--seconds", o->seconds, "Length of a turn, about")
-      ->check(CLI::Range(1e-6, 60.0))
-      ->capture_default_str();
+  add_turn_options(*command, o->rounds, o->seconds);
   command
       ->add_option("--memory", o->memory,
                    "GiB for all calls; those it cannot hold are left out. 0: half of what is free")

@@ -147,6 +147,15 @@ void BenchReport::save(const std::string& path) {
   if (!file) fail_input("cannot write {}: {}", path, std::strerror(errno));
 }
 
+void add_turn_options(CLI::App& command, int& rounds, double& seconds) {
+  command.add_option("--rounds", rounds, "Turns of every call; the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command.add_option("--seconds", seconds, "Length of a turn, about")
+      ->check(CLI::Range(1e-6, 60.0))
+      ->capture_default_str();
+}
+
 void add_json_option(CLI::App& command, std::string& path) {
   command.add_option("--json", path, "Write all figures to this file, with what they depend on")
       ->check([](const std::string& file) {

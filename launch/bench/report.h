@@ -45,6 +45,8 @@ class BenchReport {
   Busy last_ = Busy::now();
 };
 
+/// --rounds N and --seconds S: how often calls take turns, and how long each.
+void add_turn_options(CLI::App& command, int& rounds, double& seconds);
 /// --json FILE.
 void add_json_option(CLI::App& command, std::string& path);
 
