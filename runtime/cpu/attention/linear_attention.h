@@ -13,6 +13,9 @@ namespace supra::cpu {
 /// Tokens of a chunk: products within it grow with the chunk, those with states do not.
 inline constexpr int64_t chunk = 64;
 
+/// A result up to this size is taken to be in some cache still when the next op reads it.
+inline constexpr size_t cached_bytes = size_t{8} << 20;
+
 struct LinearAttentionSizes {
   int64_t batch, tokens, heads, kv_heads, d;
   int64_t k_per_word;
@@ -20,6 +23,7 @@ struct LinearAttentionSizes {
   int64_t group;  ///< query heads of a kv head
   int64_t chains, chunks;
   bool denominator;
+  bool streamed;  ///< results are too large for the cache to hold until they are read
 
   LinearAttentionSizes(const Tensor& q, const Tensor& k, Normalization normalization,
                        int64_t k_per_word_)
@@ -33,7 +37,8 @@ struct LinearAttentionSizes {
         group(heads / kv_heads),
         chains(batch * kv_heads),
         chunks((tokens + chunk - 1) / chunk),
-        denominator(normalization == Normalization::denominator) {}
+        denominator(normalization == Normalization::denominator),
+        streamed(q.bytes() > cached_bytes) {}
 
   /// Words of operands of `rows` x `columns`.
   int64_t words(int64_t rows, int64_t columns) const { return rows * columns / k_per_word; }
