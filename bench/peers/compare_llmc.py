@@ -2,10 +2,10 @@
 
     bash bench/compare_llmc.sh [--source REPOSITORY] [--pairs 3] [--threads N]
 
-llm.c trains GPT-2 124M and nothing else: LayerNorm, biases, GELU, learned positions. bench/gpt2-124m.toml
-is the model of ours with as many weights in matrices and the same attention, so a token is the same
-number of model flops for both; weights and tokens are random, both compute in fp32. A sample is a
-process of its own whose first step does not count. Samples alternate, and the ratio of a
+llm.c trains GPT-2 124M and nothing else: LayerNorm, biases, GELU, learned positions. The model in
+bench/gpt2-124m.toml has as many weights in matrices, and the same attention, so a token is the same
+number of model flops for both. Weights and tokens are random, and both compute in fp32. A sample is
+a process of its own whose first step does not count. Samples alternate, and the ratio of a
 configuration is the median of its pairs' ratios.
 """
 
@@ -41,8 +41,9 @@ class Row:
         return f"B {self.batch}, T {self.tokens}"
 
 
-# GPT-2's full length, and what train_gpt2.c comes with. It keeps the scores of all heads and layers,
-# before and after the softmax, and the gradients of both: four sequences of 1024 would take 20 GB.
+# GPT-2's full length, and what train_gpt2.c comes with. It keeps the scores of all heads and
+# layers, before and after the softmax, and the gradients of both: four sequences of 1024 would take
+# 20 GB.
 ROWS = [Row(1, 1024, 1), Row(4, 64, 3)]
 
 
@@ -171,7 +172,8 @@ class Bench:
         command = [SUPRA, "bench", "step", RECIPE, "--synthetic", "--steps", 5 * row.steps]
         command += [part for k, v in settings.items() for part in ("--set", f"{k}={v}")]
         output(*command, "--json", file)
-        step = json.loads(file.read_text())["step"]
+        told = json.loads(file.read_text())
+        step = told["step"]
         check_untrained("supra", step["losses"][0], PADDED_VOCABULARY)
         return {
             "tokens_per_second": step["tokens_per_second"]["median"],
@@ -180,12 +182,13 @@ class Bench:
             "seconds": step["seconds"],
             "model_flops_per_token": step["model_flops_per_token"],
             "products_flops_per_second": step["peak_flops_per_second"]["median"],
+            "busy_cores": told["machine"]["busy_cores_meanwhile"],
         }
 
 
 def summary(row: Row, samples: dict[str, list[dict]]) -> dict:
-    """Medians of both sides, and the ratio of their pairs. Model flops of a token are equal in both,
-    so that the ratio of tokens a second is that of model flops a second."""
+    """Medians of both sides, and the ratio of their pairs. A token has equal model flops in both:
+    the ratio of tokens a second is that of model flops a second."""
     ours = samples["supra"]
     flops = ours[0]["model_flops_per_token"]
     products = statistics.median(s["products_flops_per_second"] for s in ours)
@@ -213,7 +216,12 @@ def measure(bench: Bench, row: Row, pairs: int) -> dict:
         samples["supra"].append(bench.supra(row))
         samples["llmc"].append(bench.llmc(row, program))
         a, b = (samples[side][-1]["tokens_per_second"] for side in samples)
-        print(f"supra {a:6.1f}   llm.c {b:6.1f} tokens/s   ratio {a / b:.2f}", flush=True)
+        busy = samples["supra"][-1]["busy_cores"]
+        print(
+            f"supra {a:6.1f}   llm.c {b:6.1f} tokens/s   ratio {a / b:.2f}   "
+            f"{busy:.1f} cores busy with other programs",
+            flush=True,
+        )
     return summary(row, samples)
 
 
@@ -248,14 +256,17 @@ def main() -> None:
     report = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "threads": a.threads}
     report |= versions() | {"llmc": {"commit": COMMIT, "compiler": compiler}, "results": results}
     (bench.folder / "compare_llmc.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(f"\n{report['machine']['cpu']}, {a.threads} threads each; llm.c {COMMIT[:12]}, {compiler}; "
-          f"supra {report['commit']}; {report['date']}\n"
-          f"fp32 products: {results[0]['products_flops_per_second'] / 1e9:.0f} GFLOP/s; model flops: "
-          f"{results[0]['model_flops_per_token'] / 1e9:.3f}e9 a token of either model\n"
-          f"llm.c trains GPT-2 (LayerNorm, biases, GELU, learned positions), supra a Llama of the "
-          f"same size\n")
+    first = results[0]
+    print(
+        f"\n{report['machine']['cpu']}, {a.threads} threads each; llm.c {COMMIT[:12]}, {compiler}; "
+        f"supra {report['commit']}; {report['date']}\n"
+        f"{first['model_flops_per_token'] / 1e9:.3f} GFLOP of the model a token of {ROWS[0]}; "
+        f"fp32 products {first['products_flops_per_second'] / 1e9:.0f} GFLOP/s\n"
+        "llm.c trains GPT-2 (LayerNorm, biases, GELU, learned positions), supra a Llama as large\n"
+    )
     print(table(results))
-    print(f"\nsupra/llm.c model FLOP/s: {results[0]['ratio'][0]:.2f}")
+    median, least, most = first["ratio"]
+    print(f"\nsupra/llm.c model FLOP/s: {median:.2f} ({least:.2f} - {most:.2f})")
 
 
 if __name__ == "__main__":

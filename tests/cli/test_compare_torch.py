@@ -36,12 +36,6 @@ def test_a_missing_step_is_no_agreement():
         compare_torch.disagreement(steps(8), steps(8)[:1], "fp32")
 
 
-def test_the_ratio_is_the_median_of_the_pairs_and_not_of_the_rates():
-    # A machine that slows down to a tenth halfway leaves paired ratios as they are.
-    pairs = [(1000, 500), (100, 50), (300, 100)]
-    assert compare_torch.ratios(pairs) == (2, 2, 3)
-
-
 def test_a_rate_counts_all_tokens_of_the_steps():
     row = Row("", "linear", "mixed", tokens=2048, pairs=1)
     assert row.batch == 4
