@@ -2,7 +2,7 @@
 # The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick | --help]
 # Installs what is missing, PyTorch in an environment of its own (PyPI's wheel brings CUDA along:
 # 5.6 GB on disk), makes models and tokens, checks that both compute the same, and measures them.
-# Everything it makes lies in build/peers, the results in compare.json.
+# Everything it makes lies in build/peers, the results in compare_torch.json.
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
 cd "$root"
@@ -21,4 +21,4 @@ if ! sha256sum --check --status "$stamp" 2>/dev/null; then
     --requirement bench/peers/requirements.txt
   sha256sum bench/peers/requirements.txt >"$stamp"
 fi
-exec "$python" bench/peers/compare.py --folder $peers "$@"
+exec "$python" bench/peers/compare_torch.py --folder $peers "$@"

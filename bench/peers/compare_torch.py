@@ -13,7 +13,6 @@ for once and kept (--settings looks again).
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,9 +23,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, versions
 
-ROOT = Path(__file__).resolve().parents[2]
-SUPRA = ROOT / "build/release/supra"
 WORKER = ROOT / "bench/peers/torch_step.py"
 TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 VOCABULARY = 49152
@@ -78,10 +76,6 @@ TOLERANCES = {"fp32": (2e-5, 1e-3), "mixed": (2**-9, 2**-5)}
 CHECKED = ("loss", "grad_norm")
 
 
-def say(text: str) -> None:
-    print(f"== {text}", flush=True)
-
-
 def disagreement(ours: list[dict], theirs: list[dict], dtype: str) -> str | None:
     """The first step and value in which two runs differ by more than the tolerance."""
     for a, b in zip(ours, theirs, strict=True):
@@ -93,12 +87,6 @@ def disagreement(ours: list[dict], theirs: list[dict], dtype: str) -> str | None
                     f"{b[name]:.6g} in PyTorch, {apart:.1e} apart where {tolerance:.1e} is allowed"
                 )
     return None
-
-
-def ratios(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """The median, least and largest ratio of pairs of rates."""
-    found = [ours / theirs for ours, theirs in pairs]
-    return statistics.median(found), min(found), max(found)
 
 
 def table(results: list[dict]) -> str:
@@ -146,10 +134,7 @@ class Bench:
             options |= {"train.learning_rate": 1e-30, "train.min_learning_rate": 0}
             options |= {"train.weight_decay": 0, "run.folder": made}
             shutil.rmtree(made, ignore_errors=True)
-            command = self.command(RECIPE, options)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
+            output(*self.command(RECIPE, options))
 
     def model(self, row: Row) -> Path:
         return self.folder / f"made-{row.attention}/checkpoints/step-00000001"
@@ -173,26 +158,14 @@ class Bench:
         recipe = self.folder / "train.toml"
         recipe.write_text("[data]" + RECIPE.read_text().split("[data]")[1])
         command = self.command(recipe, options)
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            status = None
-            try:
-                for line in process.stdout:
-                    if line.startswith("step ") and line.split()[1] == f"{steps}/{LAST_STEP}":
-                        status = Path(f"/proc/{process.pid}/status").read_text()
-                        break
-            finally:
-                process.kill()
-            if status is None:
-                sys.exit(f"{' '.join(command)}\n{process.stderr.read()}")
+        last = ["step", f"{steps}/{LAST_STEP}"]
+        _, peak = run_until(command, lambda line: line.split()[:2] == last)
         metrics = (self.run_folder / "metrics.jsonl").read_text()
         lines = [json.loads(line) for line in metrics.splitlines()]
-        peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-        wanted = [line for line in lines if "loss" in line][:steps]
-        for line in wanted:
+        measured = [line for line in lines if "loss" in line][:steps]
+        for line in measured:
             line["seconds"] = row.step_tokens / line["tokens_per_second"]
-        return [line | {"peak_memory": peak} for line in wanted]
+        return [line | {"peak_memory": peak} for line in measured]
 
     def torch(self, row: Row, setting: Setting) -> "TorchProcess":
         return TorchProcess(self, row, setting)
@@ -331,25 +304,10 @@ def measure(bench: Bench, row: Row, best: dict[str, Setting], pairs: int, steps:
     return result
 
 
-def machine() -> dict:
-    info = Path("/proc/cpuinfo").read_text()
-    model = next(line for line in info.splitlines() if line.startswith("model name")).split(": ")[1]
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def versions(bench: Bench) -> dict:
+def peer_versions(bench: Bench) -> dict:
     code = "import torch, transformers as t; print(torch.__version__, t.__version__)"
-    commands = {
-        "compiler": ["g++", "-dumpfullversion"],
-        "commit": ["git", "-C", ROOT, "describe", "--always", "--dirty", "--exclude=*"],
-        "peers": [bench.folder / "venv/bin/python", "-c", code],
-    }
-    found = {}
-    for name, command in commands.items():
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[name] = done.stdout.strip()
-    found["torch"], found["transformers"] = found.pop("peers").split()
-    return found
+    found = output(bench.folder / "venv/bin/python", "-c", code).split()
+    return dict(zip(("torch", "transformers"), found, strict=True))
 
 
 def main() -> None:
@@ -369,8 +327,8 @@ def main() -> None:
     rows = [HEADLINE] if a.quick else ROWS
     results = [measure(bench, row, best, a.pairs or row.pairs, a.steps) for row in rows]
     report = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "threads": a.threads}
-    report |= versions(bench) | {"check": checked, "results": results}
-    (bench.folder / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
+    report |= versions() | peer_versions(bench) | {"check": checked, "results": results}
+    (bench.folder / "compare_torch.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{report['machine']['cpu']}, {a.threads} threads each; torch {report['torch']}, "
           f"transformers {report['transformers']}; supra {report['commit']}; {report['date']}\n")
     print(table(results))
