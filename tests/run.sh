@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test of the project, set-up included: bash tests/run.sh [--preset release|debug|asan] [--long]
 # With the preset release also runs on emulated hosts under Slurm, and the CUDA device: on the emulated
-# GPU, and compiled where nvcc is found. --long adds what takes minutes: all the faults that a run on a
+# GPU, and compiled where nvcc is found, in programs that share all other objects. --long adds what takes minutes: all the faults that a run on a
 # cluster has to survive (build/faults.json), exports in PyTorch, fuzzing.
 # Ends with the line "N passed, N failed"; the exit code is 0 when none failed.
 set -uo pipefail
@@ -21,7 +21,15 @@ done
 setup_packages
 setup_cluster_packages
 setup_python
-setup_build "$preset"
+has_nvcc=$(command -v nvcc)
+if [[ $preset != release ]]; then
+  setup_build "$preset"
+elif [[ $has_nvcc ]]; then
+  setup_cuda_tools
+  setup_build release '-DSUPRA_CUDA=off;emulated;gpu' all emulated gpu
+else
+  setup_build release all emulated
+fi
 mpi_environment
 export SUPRA_BUILD=build/$preset
 # Open MPI and HDF5 keep memory to the end on purpose; everything else the sanitizers see counts.
@@ -91,34 +99,31 @@ if [[ $preset == release ]]; then
     count "fuzzing" bash -c 'bash tests/fuzz/run.sh && echo "1 passed"'
   fi
 
-  setup_build emulated unit_tests mpi_tests op_runner supra
-  export SUPRA_BUILD=build/emulated
+  export SUPRA_BUILD=build/release/emulated
   on_gpu=(env SUPRA_TEST_DEVICE=cuda)
-  count "the emulator, its mutants" build/emulated/unit_tests -tc='emulator*,mutant*,ptx*,traffic*'
+  count "the emulator, its mutants" "$SUPRA_BUILD"/unit_tests -tc='emulator*,mutant*,ptx*,traffic*'
   # One thread each, so side by side.
-  begin "emulated GPU: ops" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops: every*'
-  begin "emulated GPU: same bits" "${on_gpu[@]}" build/emulated/unit_tests -tc='ops*' -tce='ops: every*'
-  begin "emulated GPU: models" "${on_gpu[@]}" build/emulated/unit_tests \
+  begin "emulated GPU: ops" "${on_gpu[@]}" "$SUPRA_BUILD"/unit_tests -tc='ops: every*'
+  begin "emulated GPU: same bits" "${on_gpu[@]}" "$SUPRA_BUILD"/unit_tests -tc='ops*' -tce='ops: every*'
+  begin "emulated GPU: models" "${on_gpu[@]}" "$SUPRA_BUILD"/unit_tests \
     -tc='attention*,linear attention*,model*,decoder*,key*,sharding*,checkpoint*,cuda*'
   finish
   # A seed chooses the order in which streams, blocks, warps and lanes run.
   for seeds in '0 2' '4 9'; do
     for seed in $seeds; do
       begin "emulated GPU: seed $seed" "${on_gpu[@]}" SUPRA_EMULATOR_SEED="$seed" \
-        build/emulated/unit_tests -tc='ops: every output*,cuda*,model: loss*'
+        "$SUPRA_BUILD"/unit_tests -tc='ops: every output*,cuda*,model: loss*'
     done
     finish
   done
   for ranks in 1 2 3 4; do
-    count "emulated NCCL, $ranks ranks" "${on_gpu[@]}" mpirun -n "$ranks" build/emulated/mpi_tests
+    count "emulated NCCL, $ranks ranks" "${on_gpu[@]}" mpirun -n "$ranks" "$SUPRA_BUILD"/mpi_tests
   done
   count "programs on emulated GPUs" "${on_gpu[@]}" "$python" -m pytest -q -p no:cacheprovider \
     tests/cli/test_op_runner.py tests/cli/test_cuda.py
 
-  if command -v nvcc >/dev/null; then
-    setup_cuda_tools
-    setup_build cuda
-    count "kernels as compiled" "$python" tests/kernel_resources.py
+  if [[ $has_nvcc ]]; then
+    count "kernels as compiled" "$python" tests/kernel_resources.py --build build/release
   else
     say "nvcc is not here: the kernels are not compiled for a GPU"
   fi
