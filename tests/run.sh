@@ -95,11 +95,13 @@ count() {
   finish
 }
 
-count "unit tests" "build/$preset/unit_tests"
 for ranks in 1 2 3 4; do
   count "collectives, $ranks ranks" mpirun -n "$ranks" "build/$preset/mpi_tests"
 done
-count "command line" "$python" -m pytest -q -p no:cacheprovider tests/cli --ignore=tests/cli/test_cuda.py
+# Side by side, for both wait for files and for programs they start.
+begin "unit tests" "build/$preset/unit_tests"
+begin "command line" "$python" -m pytest -q -p no:cacheprovider tests/cli --ignore=tests/cli/test_cuda.py
+finish
 
 if [[ $preset == release ]]; then
   count "runs on a cluster" "$python" -m pytest -q -rs -p no:cacheprovider tests/cluster "${long[@]}"
