@@ -94,14 +94,19 @@ setup_cuda_tools() {
     --requirement "$root/tests/cuda_requirements.txt"
 }
 
-# setup_build PRESET [TARGET...]: configures and builds in build/PRESET, everything or these targets.
+# setup_build PRESET [-DOPTION=VALUE...] [TARGET...]: configures and builds in build/PRESET, everything
+# or these targets.
 setup_build() {
-  local preset=$1
+  local preset=$1 options=()
   shift
+  while [[ ${1:-} == -D* ]]; do
+    options+=("$1")
+    shift
+  done
   say "building preset $preset in build/$preset"
   (
     cd "$root" || exit
-    quietly cmake --preset "$preset"
+    quietly cmake --preset "$preset" "${options[@]}"
     cmake --build --preset "$preset" ${1:+--target "$@"}
   ) || fail "the preset $preset does not build; see above"
 }

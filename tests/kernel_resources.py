@@ -2,7 +2,8 @@
 
     python tests/kernel_resources.py [--build build/cuda] [--match TEXT] [--started]
 
-Reads the objects of the preset `cuda` with cuobjdump; needs no GPU. A kernel fails when it
+Reads the objects that nvcc made, of the preset `cuda` or another with that device, with cuobjdump;
+needs no GPU. A kernel fails when it
 
 - spills or has a stack frame,
 - has no __launch_bounds__, or is started with more threads than they declare,
@@ -243,7 +244,7 @@ def main() -> None:
     cuobjdump = cuobjdump_path()
     build = options.build.resolve()
     kernels = {}
-    for object_file in sorted((build / "runtime").rglob("*.cu.o")):
+    for object_file in sorted(build.glob("runtime/**/supra_cuda_gpu.dir/**/*.cu.o")):
         kernels |= kernels_of(object_file, cuobjdump)
     recorder = build / "kernel_launches"
     if not kernels or not recorder.exists():

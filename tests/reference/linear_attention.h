@@ -95,7 +95,8 @@ LinearAttentionResults<S> linear_attention_sum(const LinearAttentionInputs<S>& i
         if (!in.state.empty()) {
           for (int64_t i = 0; i < d; ++i) {
             const S weight = q(b, t, h, i) * decay[static_cast<size_t>(t + 1)];
-            for (int64_t c = 0; c < d; ++c) o[size_t(c)] += weight * in.state(b, h, i, c);
+            const std::span<const S> state = in.state.row(b, h, i);
+            for (size_t c = 0; c < o.size(); ++c) o[c] += weight * state[c];
           }
         }
         for (int64_t j = 0; j <= t; ++j) {
@@ -109,13 +110,12 @@ LinearAttentionResults<S> linear_attention_sum(const LinearAttentionInputs<S>& i
       }
       for (int64_t i = 0; i < d; ++i) {
         out.key_sum(b, h, i) = keys[size_t(i)];
-        for (int64_t c = 0; c < d; ++c) {
-          S sum = out.state(b, h, i, c) * decay[static_cast<size_t>(tokens)];
-          for (int64_t j = 0; j < tokens; ++j) {
-            sum += (k(b, j, g, i) * (in.scale * decay[static_cast<size_t>(tokens - 1 - j)])) *
-                   in.v(b, j, g, c);
-          }
-          out.state(b, h, i, c) = sum;
+        const std::span<S> state = out.state.row(b, h, i);
+        for (S& x : state) x = x * decay[static_cast<size_t>(tokens)];
+        for (int64_t j = 0; j < tokens; ++j) {
+          const std::span<const S> v = in.v.row(b, j, g);
+          const S weight = k(b, j, g, i) * (in.scale * decay[static_cast<size_t>(tokens - 1 - j)]);
+          for (size_t c = 0; c < state.size(); ++c) state[c] += weight * v[c];
         }
       }
     }
