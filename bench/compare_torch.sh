@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick | --help]
+# The training step beside PyTorch's on this machine: bash bench/compare_torch.sh [--quick | --help];
+# or linear attention alone: bash bench/compare_torch.sh --attention
 # Installs what is missing, PyTorch in an environment of its own (PyPI's wheel brings CUDA along:
 # 5.6 GB on disk), makes models and tokens, checks that both compute the same, and measures them.
-# Everything it makes lies in build/peers, the results in compare_torch.json.
+# Everything it makes lies in build/peers, the results in compare_torch.json or
+# compare_attention.json.
 set -euo pipefail
 source "$(dirname "$0")/../launch/setup.sh"
 cd "$root"
@@ -21,4 +23,9 @@ if ! sha256sum --check --status "$stamp" 2>/dev/null; then
     --requirement bench/peers/requirements.txt
   sha256sum bench/peers/requirements.txt >"$stamp"
 fi
-exec "$python" bench/peers/compare_torch.py --folder $peers "$@"
+program=compare_torch.py
+if [[ ${1:-} == --attention ]]; then
+  program=compare_attention.py
+  shift
+fi
+exec "$python" "bench/peers/$program" --folder $peers "$@"

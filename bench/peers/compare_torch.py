@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -23,10 +22,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from torch_process import TorchProcess, torch_versions
 from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, versions
 
-WORKER = ROOT / "bench/peers/torch_step.py"
-TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 VOCABULARY = 49152
 LAST_STEP = 1000  # of a run that is ended long before
 WARM_UP = 2  # steps of PyTorch: compilation, and the optimizer's first
@@ -167,50 +165,14 @@ class Bench:
             line["seconds"] = row.step_tokens / line["tokens_per_second"]
         return [line | {"peak_memory": peak} for line in measured]
 
-    def torch(self, row: Row, setting: Setting) -> "TorchProcess":
-        return TorchProcess(self, row, setting)
-
-
-class TorchProcess:
-    """PyTorch in a process of its own, which sleeps between its turns."""
-
-    def __init__(self, bench: Bench, row: Row, setting: Setting) -> None:
-        command = [bench.folder / "venv/bin/python", WORKER, bench.model(row), bench.tokens]
-        command += ["--samples", bench.run_folder / "samples-0000.jsonl"]
-        command += ["--sequence-length", row.tokens, "--global-batch", row.batch]
-        command += ["--micro-batch", setting.micro_batch, "--dtype", row.dtype]
-        command += ["--threads", bench.threads]
-        command += ["--recompute"] * setting.recompute + ["--compile"] * setting.compile
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(bench.folder / "inductor")}
-        # Meant for NumPy's library where they are set; MKL and oneDNN are to choose for themselves.
-        for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS"):
-            environment.pop(name, None)
-        if TCMALLOC.exists():
-            environment["LD_PRELOAD"] = str(TCMALLOC)
-        self.log = bench.folder / "torch.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-            )
-
-    def __enter__(self) -> "TorchProcess":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-    def steps(self, count: int) -> list[dict]:
-        print(count, file=self.process.stdin, flush=True)
-        lines = [self.process.stdout.readline() for _ in range(count)]
-        if not all(lines):
-            sys.exit(f"PyTorch ended; {self.log} ends with\n{self.log.read_text()[-2000:]}")
-        return [json.loads(line) for line in lines]
+    def torch(self, row: Row, setting: Setting) -> TorchProcess:
+        arguments = [self.model(row), self.tokens]
+        arguments += ["--samples", self.run_folder / "samples-0000.jsonl"]
+        arguments += ["--sequence-length", row.tokens, "--global-batch", row.batch]
+        arguments += ["--micro-batch", setting.micro_batch, "--dtype", row.dtype]
+        arguments += ["--threads", self.threads]
+        arguments += ["--recompute"] * setting.recompute + ["--compile"] * setting.compile
+        return TorchProcess(self.folder, "torch_step.py", *arguments)
 
 
 def rate(row: Row, steps: list[dict]) -> float:
@@ -304,12 +266,6 @@ def measure(bench: Bench, row: Row, best: dict[str, Setting], pairs: int, steps:
     return result
 
 
-def peer_versions(bench: Bench) -> dict:
-    code = "import torch, transformers as t; print(torch.__version__, t.__version__)"
-    found = output(bench.folder / "venv/bin/python", "-c", code).split()
-    return dict(zip(("torch", "transformers"), found, strict=True))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=ROOT / "build/peers", help="of all it makes")
@@ -327,7 +283,7 @@ def main() -> None:
     rows = [HEADLINE] if a.quick else ROWS
     results = [measure(bench, row, best, a.pairs or row.pairs, a.steps) for row in rows]
     report = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine(), "threads": a.threads}
-    report |= versions() | peer_versions(bench) | {"check": checked, "results": results}
+    report |= versions() | torch_versions(bench.folder) | {"check": checked, "results": results}
     (bench.folder / "compare_torch.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"\n{report['machine']['cpu']}, {a.threads} threads each; torch {report['torch']}, "
           f"transformers {report['transformers']}; supra {report['commit']}; {report['date']}\n")

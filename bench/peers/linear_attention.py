@@ -1,18 +1,18 @@
 """SUPRA's linear attention in plain PyTorch, and how long its forward and backward take.
 
-    python bench/peers/linear_attention.py --threads 2
-
 With q and k rotated, o_t = sum over j <= t of lambda^(t-j) (q_t . k_j / sqrt(d)) v_j, then a
 GroupNorm of each head (docs/mathematics.md, section 6). Chunked, as a PyTorch user writes it for
 speed: batched products inside of all chunks at once, and the states at all chunk boundaries at once
-through the matrix of decays between chunks, so that nothing loops over chunks in Python. Prints one
-JSON line for each shape, dtype and mode.
+through the matrix of decays between chunks, so that nothing loops over chunks in Python.
+
+As a program it takes turns: for each number on standard input that many passes forward and
+backward, and a line of JSON for each. Asked by compare_attention.py.
 """
 
 import argparse
 import json
 import math
-import statistics
+import sys
 import time
 
 import torch
@@ -87,53 +87,30 @@ class LinearAttention(nn.Module):
         return F.layer_norm(out.float(), (d,), eps=self.eps).to(dtype)
 
 
-def time_of(
-    shape: tuple[int, int, int], dtype: torch.dtype, compiled: bool, a: argparse.Namespace
-) -> dict:
-    """Milliseconds of a forward and its backward to q, k and v."""
-    B, T = a.batch, a.tokens
-    heads, kv_heads, width = shape
-    torch.manual_seed(0)
-    torch._dynamo.reset()
-    q, k, v = (torch.randn(B, T, n, width).to(dtype) for n in (heads, kv_heads, kv_heads))
-    q, k, v = (x.requires_grad_() for x in (q.relu(), k.relu(), v))
-    gradient = torch.randn(B, T, heads, width).to(dtype)
-    cos, sin = rotary_tables(T, width, 1e4)
-    mix = LinearAttention(heads, width, T, a.chunk)
-    call = torch.compile(mix) if compiled else mix
-    samples = []
-    for _ in range(a.repetitions + 2):
-        began = time.perf_counter()
-        call(q, k, v, cos, sin).backward(gradient)
-        samples.append(1e3 * (time.perf_counter() - began))
-        q.grad = k.grad = v.grad = None
-    ms = statistics.median(samples[2:])
-    return {
-        "shape": f"B {B} T {T} H {heads}/{kv_heads} d {width}",
-        "dtype": str(dtype).removeprefix("torch."),
-        "mode": "compiled" if compiled else "eager",
-        "chunk": mix.chunk,
-        "ms": round(ms, 2),
-        "fastest_ms": round(min(samples[2:]), 2),
-        "tokens_per_second": round(1e3 * B * T / ms),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--chunk", type=int, help="tokens of a chunk (the fastest measured)")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"], help="of q, k and v")
+    for name in ("batch", "tokens", "heads", "kv-heads", "width", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype", default="bfloat16", help="of q, k and v")
+    parser.add_argument("--compile", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    for shape in ((9, 3, 64), (9, 9, 64), (32, 32, 128)):
-        for dtype in a.dtypes:
-            for compiled in (False, True):
-                found = time_of(shape, getattr(torch, dtype), compiled, a)
-                print(json.dumps(found), flush=True)
+    torch.manual_seed(0)
+    dtype = getattr(torch, a.dtype)
+    q, k, v, gradient = (
+        torch.randn(a.batch, a.tokens, heads, a.width).to(dtype)
+        for heads in (a.heads, a.kv_heads, a.kv_heads, a.heads)
+    )
+    q, k, v = (x.requires_grad_() for x in (q.relu(), k.relu(), v))
+    cos, sin = rotary_tables(a.tokens, a.width, 1e4)
+    mix = LinearAttention(a.heads, a.width, a.tokens)
+    call = torch.compile(mix) if a.compile else mix
+    for line in sys.stdin:
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            call(q, k, v, cos, sin).backward(gradient)
+            print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+            q.grad = k.grad = v.grad = None
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ using test::TensorSpec;
 
 struct OpsOptions {
   std::vector<std::string> ops;
+  std::string sizes;
   std::vector<std::string> dtypes{"bf16", "fp32"};
   std::string device = "cpu", json;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -136,6 +137,7 @@ class OpsBench {
       for (const test::OpFamily& family : test::op_families()) {
         if (!wanted(family.name)) continue;
         for (Op& op : family.bench_cases()) {
+          if (op.sizes.find(options_.sizes) == std::string::npos) continue;
           const Need need = need_of(op, dtype);
           if (need.device + need.drawing > left) {
             left_out_.push_back(fmt::format("{} {}, {}", op.name, name, op.sizes));
@@ -148,8 +150,9 @@ class OpsBench {
     }
     if (cases_.empty()) {
       if (!left_out_.empty()) fail_input("no call fits into memory: see --memory");
-      fail_input("there is nothing to measure: no op's name contains {}",
-                 fmt::join(options_.ops, " or "));
+      fail_input("there is nothing to measure: no op's name contains {}{}",
+                 fmt::join(options_.ops, " or "),
+                 options_.sizes.empty() ? "" : fmt::format(" with sizes \"{}\"", options_.sizes));
     }
     for (const auto& each : cases_) {
       // The forward first: the backward needs what it leaves.
@@ -251,6 +254,7 @@ void add_bench_ops_command(CLI::App& bench, Action& action) {
       "Time of every op, and the share of the machine's products or memory that it reaches.");
   command->add_option("--op", o->ops, "Only ops whose name contains one of these, joined by commas")
       ->delimiter(',');
+  command->add_option("--sizes", o->sizes, "Only calls whose sizes, as in the table, contain this");
   command->add_option("--dtype", o->dtypes, "Of activations and weights: bf16, fp32, or both")
       ->delimiter(',')
       ->check(CLI::IsMember({"bf16", "fp32"}))

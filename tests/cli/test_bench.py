@@ -102,6 +102,17 @@ def test_calls_that_memory_cannot_hold_are_named(bench: Bench) -> None:
     assert f"left out, it needs more --memory: {found['left_out'][0]}" in printed
 
 
+def test_calls_are_chosen_by_their_sizes(
+    bench: Bench, supra: Callable[..., Result], tmp_path: Path
+) -> None:
+    chosen = ["ops", "--op", "linear_attention", "--dtype", "bf16", "--rounds", 1]
+    chosen += ["--seconds", 1e-6, "--sizes"]
+    found, _ = bench(*chosen, "B 1 T 1 ")
+    assert [r["sizes"].split()[:4] for r in found["results"]] == [["B", "1", "T", "1"]]
+    other = supra("bench", *chosen, "B 1 T 3 ", ok=False)
+    assert 'no op\'s name contains linear_attention with sizes "B 1 T 3 "' in other.stderr
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_a_step_moves_what_zero3_must(step: Bench, ranks: int) -> None:
     found, _ = step("train.dtype=mixed", "train.micro_batch=2", "model.layers=4", ranks=ranks)

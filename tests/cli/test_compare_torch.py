@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench" / "peers"))
+import compare_attention
 import compare_torch
 from compare_torch import Row, Setting
 
@@ -65,4 +66,30 @@ def test_a_row_of_the_table_shows_both_sides():
     assert compare_torch.table([result]).splitlines()[-1] == (
         "| SUPRA | micro-batch 2, recompute | 901 | 3.00 | 9.5000 "
         "| micro-batch 1 | 600 | 1.00 | 9.2500 | 1.50 (1.25 - 1.75) |"
+    )
+
+
+def test_both_passes_of_the_shape_are_taken_from_the_bench():
+    shape = compare_attention.Shape(4, 2048, 9, 9, 64)
+    sizes = ["B 4 T 2048 H 9/9 d 64 rope", "B 4 T 2048 H 9/9 d 640 rope"]
+    results = [{"sizes": s, "pass": p} for p in ("backward", "forward") for s in sizes]
+    found = compare_attention.passes({"results": results}, shape)
+    assert [(p, r["sizes"]) for p, r in found.items()] == [
+        ("forward", sizes[0]), ("backward", sizes[0])
+    ]  # fmt: skip
+    with pytest.raises(KeyError):
+        compare_attention.passes({"results": results[:1]}, shape)
+
+
+def test_the_table_of_attention_has_medians_and_ratios_of_times():
+    result = {
+        "shape": {"batch": 4, "tokens": 2048, "heads": 9, "kv_heads": 9, "width": 64},
+        "seconds": {"supra": [0.02, 0.01, 0.03], "eager": [0.1] * 3, "compiled": [0.05] * 3},
+        "share_of_product_rate": {"forward": 0.25, "backward": 0.5},
+        "ratio": {"eager": (5, 3.3, 10), "compiled": (2.5, 1.7, 5)},
+    }
+    row = compare_attention.table([result]).splitlines()[-1]
+    assert row == (
+        "| B 4 T 2048 H 9/9 d 64 | 20.0 | 25% / 50% | 100.0 | 50.0 | 5.0 (3.3 - 10.0) "
+        "| 2.5 (1.7 - 5.0) |"
     )
