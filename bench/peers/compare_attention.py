@@ -46,7 +46,7 @@ def supra(folder: Path, shape: Shape, threads: int) -> dict[str, dict]:
     path = folder / "ops.json"
     output(
         SUPRA, "bench", "ops", "--op", "linear_attention", "--dtype", "bf16",
-        "--sizes", f"{shape} ", "--threads", threads, "--rounds", 3, "--json", path,
+        "--sizes", f"{shape} ", "--threads", threads, "--rounds", 5, "--json", path,
     )  # fmt: skip
     return passes(json.loads(path.read_text()), shape)
 
