@@ -8,7 +8,7 @@ packages+=(clang-format clang-tidy-16 libomp-16-dev)
 setup_packages
 [[ -f build/release/compile_commands.json ]] || quietly cmake --preset release
 
-if (($#)); then files=("$@"); else mapfile -t files < <(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh'); fi
+if (($#)); then files=("$@"); else mapfile -t files < <(git ls-files '*.cpp' '*.h' '*.inc' '*.cu' '*.cuh'); fi
 clang-format --dry-run --Werror "${files[@]}"
 say "formatting is right"
 # CUDA's names are not ours, and its stand-ins' neither: clang-tidy sees what the preset release builds.
