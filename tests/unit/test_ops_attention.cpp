@@ -140,6 +140,30 @@ TEST_CASE("linear attention: a state carried across a split equals one pass") {
   });
 }
 
+// Results of many are too large for a cache and are written past it.
+TEST_CASE("cpu linear attention: many sequences have the bits of each alone") {
+  const auto device = make_device("cpu", 2);
+  LinearAttentionCall call{
+      .batch = 17, .tokens = 65, .heads = 32, .kv_heads = 8, .head_width = 128, .rope_base = 1e4};
+  const Op many = linear_attention(call);
+  call.batch = 1;
+  const Op alone = linear_attention(call);
+  for (const DType activation : {DType::fp32, DType::bf16}) {
+    CAPTURE(name_of(activation));
+    const Values<double> inputs = draw_inputs(many, activation, 1);
+    const Values<double> together = run(many, *device, activation, inputs);
+    for (const int64_t b : {0, 16}) {
+      Values<double> mine = inputs;
+      for (auto& [name, x] : mine) {
+        if (many.tensor(name).shape[0] == 17) x = slice(x, 0, b, b + 1);
+      }
+      for (const auto& [name, result] : run(alone, *device, activation, mine)) {
+        CHECK_MESSAGE(result.values == slice(together.at(name), 0, b, b + 1).values, name);
+      }
+    }
+  }
+}
+
 TEST_CASE("attention: a later token changes no bit of an earlier output") {
   const auto device = make_test_device();
   for (const OpFamily& family : op_families()) {
