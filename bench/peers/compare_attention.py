@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch_process import TorchProcess, torch_versions
-from turns import ROOT, SUPRA, machine, output, ratios, say, versions
+from turns import ROOT, SUPRA, machine, output, ratios, say, table_row, versions
 
 WARM_UP, REPETITIONS = 3, 5  # passes of PyTorch before all, and of a turn
 
@@ -106,7 +106,7 @@ def table(results: list[dict]) -> str:
         cells += [f"{share['forward']:.0%} / {share['backward']:.0%}"]
         cells += [f"{eager:.1f}", f"{compiled:.1f}"]
         cells += ["{:.1f} ({:.1f} - {:.1f})".format(*ratio) for ratio in r["ratio"].values()]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, versions
+from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, table_row, versions
 
 RECIPE = ROOT / "bench/gpt2-124m.toml"
 REPOSITORY = "https://github.com/karpathy/llm.c"
@@ -237,7 +237,7 @@ def table(results: list[dict]) -> str:
             cells += [f"{s['tokens_per_second']:.1f}", f"{s['model_flops_per_second'] / 1e9:.1f}"]
             cells += [f"{s['share_of_products']:.1%}", f"{s['peak_memory'] / 2**30:.2f}"]
         cells.append("{:.2f} ({:.2f} - {:.2f})".format(*r["ratio"]))
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from torch_process import TorchProcess, torch_versions
-from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, versions
+from turns import ROOT, SUPRA, machine, output, ratios, run_until, say, table_row, versions
 
 VOCABULARY = 49152
 LAST_STEP = 1000  # of a run that is ended long before
@@ -100,7 +100,7 @@ def table(results: list[dict]) -> str:
             cells += [str(Setting(**s["setting"])), f"{s['tokens_per_second']:.0f}"]
             cells += [f"{s['peak_memory'] / 2**30:.2f}", f"{s['loss']:.4f}"]
         cells.append("{:.2f} ({:.2f} - {:.2f})".format(*r["ratio"]))
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     return "\n".join(lines)
 
 

@@ -54,6 +54,11 @@ def ratios(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
     return statistics.median(found), min(found), max(found)
 
 
+def table_row(cells: list[str]) -> str:
+    """Of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def machine() -> dict:
     info = Path("/proc/cpuinfo").read_text()
     model = next(line for line in info.splitlines() if line.startswith("model name")).split(": ")[1]
